@@ -1,0 +1,266 @@
+"""The vocabulary: what the layers tell each other, as frozen data.
+
+Nothing here computes anything. A value is named by its name in the graph, which is unique there; a
+node by the name of its first output, because node names may be empty or repeated.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Index: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = NDArray[np.bool_]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Axis:
+    """Axis `position` (>= 0) of the value named `value`."""
+
+    value: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.value}[{self.position}]"
+
+
+class Reason(enum.Enum):
+    """Why an axis must keep its size."""
+
+    GRAPH_INPUT = "graph input"
+    GRAPH_OUTPUT = "graph output"
+    DYNAMIC = "dynamic size"
+    UNKNOWN_SHAPE = "unknown shape"
+    NO_RULE = "operator without a rule"
+    UNEXPLAINED = "not explained by the operator's rule"
+    POSITIONS = "its positions have a meaning"
+    SINGLE = "size 1"
+    MIXED = "mixed with another axis"
+    SUBGRAPH = "used inside a subgraph"
+    REQUESTED = "kept on request"
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Coupling:
+    """`left_index[n]` of `left` and `right_index[n]` of `right` are kept or removed together.
+
+    Both index arrays have the same shape (N,); an index may occur several times.
+    """
+
+    left: Axis
+    right: Axis
+    left_index: Index
+    right_index: Index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """`axis` must keep its size, because of `reason` at `node` (empty: the graph itself)."""
+
+    axis: Axis
+    reason: Reason
+    node: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """`axis` ends at this node: its indices may go without any index of another axis going.
+
+    Attributes:
+        reads: whether the node reads the values there (Shape, for one, does not).
+    """
+
+    axis: Axis
+    reads: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Inexact:
+    """Removing indices of `axis` changes what this node computes for those that remain."""
+
+    axis: Axis
+    node: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Axes that are products of atoms, of which at most one per axis can carry units.
+
+    Attributes:
+        node: the node whose rule yields it.
+        sizes: the size of every atom.
+        axes: each axis with its atoms, outermost first; an atom may be part of several axes.
+
+    Example: Flatten of (N, 6, 4, 4): sizes (6, 4, 4), axes x[1] = (0,), x[2] = (1,), x[3] = (2,),
+    y[1] = (0, 1, 2).
+    """
+
+    node: str
+    sizes: tuple[int, ...]
+    axes: tuple[tuple[Axis, tuple[int, ...]], ...]
+
+
+Fact: TypeAlias = Coupling | Frozen | Ends | Inexact | Choice
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """The indices of one axis that belong to the units of a group.
+
+    Attributes:
+        index: (U, k) int64; row u holds the k indices of `axis` that unit u owns, in a corresponding
+            order for all units.
+    """
+
+    axis: Axis
+    index: Index
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Consumer:
+    """A place where units end: `axis` enters `node` at input `slot` and goes no further."""
+
+    node: str
+    slot: int
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Group:
+    """Units that occur on the same axes; the thing a method scores.
+
+    Attributes:
+        name: of the first parameter among its members, unique among groups.
+        size: U, the number of units.
+        members: one per axis that the units occupy, in graph order.
+        consumers: where the units end, data inputs only (not weights).
+        exact: whether removing a unit that is zero at all consumers leaves the rest unchanged.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    consumers: tuple[Consumer, ...]
+    exact: bool = True
+
+    def member(self, axis: Axis) -> Member:
+        """The member on `axis`; KeyError when the group has none there."""
+        for member in self.members:
+            if member.axis == axis:
+                return member
+        raise KeyError(f"group {self.name} has no member on {axis}")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Fold:
+    """Unit `unit` of `group` is replaced by a constant at its consumers.
+
+    Attributes:
+        values: per consumer axis, the (k,) constants that stand there instead of the unit.
+    """
+
+    group: str
+    unit: int
+    values: Mapping[Axis, Floats]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """Unit `victim` of `group` is replaced by `scale * survivor + offset` at its consumers."""
+
+    group: str
+    victim: int
+    survivor: int
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Plan:
+    """What to remove and what to do in exchange.
+
+    Attributes:
+        keep: (U,) bool per group name; groups that are absent keep everything. A unit that goes
+            without a fold or a merge is replaced by zero.
+        folds, merges: compensation for removed units; each names a unit that `keep` removes.
+        exact: per group name, (U,) bool: which removals the method calls exact.
+    """
+
+    keep: Mapping[str, Mask]
+    folds: tuple[Fold, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    exact: Mapping[str, Mask] = field(default_factory=dict)
+
+    def removed(self) -> int:
+        """How many units go."""
+        return int(sum(np.count_nonzero(~mask) for mask in self.keep.values()))
+
+    def without(self, groups: frozenset[str]) -> Plan:
+        """The same plan with nothing removed from `groups`."""
+        return Plan(
+            keep={name: mask for name, mask in self.keep.items() if name not in groups},
+            folds=tuple(fold for fold in self.folds if fold.group not in groups),
+            merges=tuple(merge for merge in self.merges if merge.group not in groups),
+            exact={name: mask for name, mask in self.exact.items() if name not in groups},
+        )
+
+
+class Observable(enum.Enum):
+    """What a method can ask the instrumentation for: the treaty between the two."""
+
+    RANGE = "range"  # minimum, maximum
+    MEAN = "mean"  # sum
+    VARIANCE = "variance"  # sum of squares
+    ABSOLUTE = "absolute"  # sum of |a|
+    ACTIVE = "active"  # number of non-zeros
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Window:
+    """Statistics of one value over a window of batches, per index of one axis of size C.
+
+    Attributes:
+        count: values seen per index (examples times positions).
+        batches: batches seen.
+        total, square, absolute: (C,) float64 sums of a, a^2 and |a|; None when not observed.
+        active: (C,) float64 number of non-zeros; None when not observed.
+        low, high: (C,) float64 smallest and largest value; None when not observed.
+    """
+
+    count: int = 0
+    batches: int = 0
+    total: Floats | None = None
+    square: Floats | None = None
+    absolute: Floats | None = None
+    active: Floats | None = None
+    low: Floats | None = None
+    high: Floats | None = None
+
+
+Observations: TypeAlias = Mapping[Axis, Window]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Snapshot:
+    """All that training changes, at one step.
+
+    Attributes:
+        step: optimizer steps done.
+        parameters: what is trained, by value name; the arrays' shapes are the graph's.
+        moments: per optimizer slot ("momentum", "m", "v"), one array per parameter, of its shape.
+        state: what forward passes update, by value name (running means and variances).
+    """
+
+    step: int
+    parameters: Mapping[str, Array]
+    moments: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    state: Mapping[str, Array] = field(default_factory=dict)

@@ -1,0 +1,261 @@
+"""Models and files: load, check, save; the only module that touches protobuf.
+
+In memory a model is an `onnx_ir.Model`. Weights stay memory-mapped where the file keeps them as
+external data, so that a model larger than memory allows can be opened and saved again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx import version_converter
+
+from onnxprune.base import Array
+from onnxprune.errors import InvalidModelError, ModelError
+
+__all__ = [
+    "PROTOBUF_LIMIT",
+    "constant",
+    "constants",
+    "convert_opset",
+    "file_size",
+    "has_external_data",
+    "load",
+    "model_input",
+    "nbytes",
+    "node_key",
+    "opset",
+    "parse",
+    "save",
+    "serialize",
+    "set_constant",
+    "shape_of",
+    "trainable_dtype",
+]
+
+PROTOBUF_LIMIT = 1_900_000_000  # bytes; protobuf itself stops at 2 GiB
+_EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read and check an ONNX file; external data is mapped, not read.
+
+    Raises:
+        InvalidModelError: no such file, not an ONNX model, or refused by the ONNX checker.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InvalidModelError(f"{file}: no such file; give the path of an .onnx file", path=file)
+    try:
+        onnx.checker.check_model(os.fspath(file))
+        model = ir.load(file)
+    except DecodeError as error:
+        raise InvalidModelError(
+            f"{file}: not an ONNX model, or truncated ({_first_line(error)}); export it again",
+            path=file,
+        ) from error
+    except (onnx.checker.ValidationError, ir.serde.SerdeError, ValueError, OSError) as error:
+        raise InvalidModelError(
+            f"{file}: refused by the ONNX checker: {_first_line(error)}; mend or export it again",
+            path=file,
+        ) from error
+    _name_all_values(model)
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _name_all_values(model: ir.Model) -> None:
+    """Give every value a name, so that everything later can refer to values by name."""
+    taken = {value.name for node in model.graph for value in node.outputs}
+    taken |= {value.name for value in model.graph.inputs} | set(model.graph.initializers)
+    for node in model.graph:
+        for position, value in enumerate(node.outputs):
+            # An empty name means an output that was left out, unless somebody reads it.
+            if not value.name and value.uses():
+                name = f"{node.op_type}_{position}_{len(taken)}"
+                taken.add(name)
+                value.name = name
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Write `model` to `path`; the file appears whole or not at all.
+
+    Weights go to `<path>.data` beside it when the model came with external data or is too large
+    for one protobuf file.
+
+    Raises:
+        ModelError: the folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    external = f"{target.name}.data" if _wants_external_data(model) else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=".onnxprune-", dir=target.parent) as folder:
+            draft = Path(folder) / target.name
+            ir.save(
+                model, draft, external_data=external, size_threshold_bytes=_EXTERNAL_THRESHOLD
+            )
+            if external is not None:
+                os.replace(draft.with_name(external), target.with_name(external))
+            os.replace(draft, target)
+    except OSError as error:
+        raise ModelError(
+            f"{target}: cannot be written ({error.strerror or error}); choose another -o",
+            path=target,
+        ) from error
+
+
+def _wants_external_data(model: ir.Model) -> bool:
+    return has_external_data(model) or nbytes(model) > PROTOBUF_LIMIT
+
+
+def has_external_data(model: ir.Model) -> bool:
+    """Whether any initializer lives outside the model file."""
+    return any(
+        isinstance(value.const_value, ir.ExternalTensor)
+        for value in model.graph.initializers.values()
+    )
+
+
+def nbytes(model: ir.Model) -> int:
+    """Size of all initializers in bytes."""
+    return sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def file_size(model: ir.Model) -> int:
+    """Bytes that `model` takes on disk, external data included."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        save(model, Path(folder) / "model.onnx")
+        return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+
+@contextlib.contextmanager
+def serialize(model: ir.Model) -> Iterator[bytes | str]:
+    """What a runtime can open: the model as bytes, or a temporary file when it is too large."""
+    if nbytes(model) <= PROTOBUF_LIMIT:
+        loaded = model.clone() if has_external_data(model) else model
+        if loaded is not model:
+            ir.external_data.load_to_model(loaded)
+        yield ir.to_proto(loaded).SerializeToString()
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        file = Path(folder) / "model.onnx"
+        ir.save(model, file, external_data="model.data", size_threshold_bytes=_EXTERNAL_THRESHOLD)
+        yield os.fspath(file)
+
+
+def parse(data: bytes) -> ir.Model:
+    """The model that `data` holds, as an engine handed it back."""
+    return ir.from_proto(onnx.load_model_from_string(data))
+
+
+def opset(model: ir.Model) -> int:
+    """Version of the standard operator set that `model` uses (1 when it declares none)."""
+    return model.graph.opset_imports.get("", 1)
+
+
+def convert_opset(model: ir.Model, version: int) -> ir.Model:
+    """`model` with its standard operators rewritten for opset `version`; a new model.
+
+    Raises:
+        ModelError: an operator has no conversion.
+    """
+    try:
+        proto = version_converter.convert_version(ir.to_proto(model), version)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"opset {opset(model)} cannot be converted to {version}: {_first_line(error)}",
+            version=version,
+        ) from error
+    return ir.from_proto(proto)
+
+
+def node_key(node: ir.Node) -> str:
+    """What names a node: its first named output (node names may be empty or repeated)."""
+    return next((value.name for value in node.outputs if value.name), node.name or "")
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The array behind an initializer or a Constant node; None when the value is computed.
+
+    An initializer that is also a graph input is a default the caller may override since IR 4, but
+    exporters mean a weight by it, and so do we.
+    """
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constants(model: ir.Model) -> dict[str, ir.Value]:
+    """Initializers and outputs of Constant nodes, by name."""
+    found = {name: value for name, value in model.graph.initializers.items()}
+    for node in model.graph:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            value = node.outputs[0]
+            if value.name and constant(value) is not None:
+                found[value.name] = value
+                if value.dtype is None:
+                    value.dtype = ir.DataType.from_numpy(constant(value).dtype)  # type: ignore[union-attr]
+    return found
+
+
+def set_constant(value: ir.Value, array: Array) -> None:
+    """Replace the array behind an initializer or Constant node, keeping name and node.
+
+    Raises:
+        ModelError: the value is computed.
+    """
+    array = np.ascontiguousarray(array) if array.ndim else array
+    dtype = value.dtype if value.dtype is not None else None
+    tensor = ir.Tensor(array, name=value.name, dtype=_stored_dtype(dtype, array))
+    producer = value.producer()
+    if producer is not None:
+        if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
+            raise ModelError(f"{value.name}: computed by {producer.op_type}, not a constant")
+        for name in list(producer.attributes):
+            del producer.attributes[name]
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        value.const_value = None
+    else:
+        value.const_value = tensor
+    value.shape = ir.Shape(array.shape)
+    value.dtype = tensor.dtype
+
+
+def _stored_dtype(dtype: ir.DataType | None, array: Array) -> ir.DataType | None:
+    return dtype if dtype is not None and dtype.numpy() == array.dtype else None
+
+
+def model_input(model: ir.Model) -> tuple[ir.Value, ...]:
+    """The inputs a caller must feed: graph inputs that are no initializers."""
+    return tuple(value for value in model.graph.inputs if not value.is_initializer())
+
+
+def trainable_dtype(dtype: ir.DataType | None) -> bool:
+    """Whether arrays of `dtype` are real numbers that a gradient can move."""
+    return dtype is not None and dtype.is_floating_point()
+
+
+def shape_of(value: ir.Value) -> Sequence[int | None] | None:
+    """The declared sizes of `value`, None where symbolic or unknown."""
+    if value.shape is None:
+        return None
+    return tuple(size if isinstance(size, int) else None for size in value.shape)

@@ -1,0 +1,77 @@
+"""Functions of one value, element by element: activations, casts, and operators that pass values on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnxprune.base import Fact
+from onnxprune.ops.registry import View, couples, traces
+from onnxprune.ops.trace import Kind, Trace, TraceView
+
+_HOMOGENEOUS = ("Relu", "Abs", "LeakyRelu")
+_PASSING = ("Identity", "Dropout", "Cast")
+_OTHERS = (
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos",
+    "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf", "IsNaN",
+    "Log", "Mish", "Neg", "Not", "Reciprocal", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh",
+    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "ThresholdedRelu",
+)  # fmt: skip
+
+
+@couples(*_HOMOGENEOUS, *_PASSING, *_OTHERS, "Sigmoid", "Tanh")
+def unary(view: View) -> Iterator[Fact]:
+    """Couple every axis one to one.
+
+    Forward:  y[...] = f(x[...]); Dropout's mask has the shape of x too; bounds are scalars
+    Couples:  (x, p)[i] <-> (y, p)[i]
+    """
+    x = view.input(0)
+    for position in range(len(view.shape(x))):
+        for output in view.node.outputs:
+            if output.name:
+                yield from view.equal(view.axis(x, position), view.axis(output, position))
+
+
+@traces(*_PASSING)
+def same(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001 (the rules' signature)
+    """The unit itself."""
+    return around.inputs[0]
+
+
+@traces("Neg")
+def negated(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
+    """A linear unit stays linear under a change of sign; the rest is equal or not."""
+    trace = around.inputs[0]
+    if trace is None or trace.kind is not Kind.LINEAR:
+        return None if trace is None else trace.then(Kind.EQUAL)
+    return Trace(rows=-trace.rows, kind=Kind.LINEAR, inputs=trace.inputs)
+
+
+@traces(*_HOMOGENEOUS)
+def homogeneous(view: View, around: TraceView) -> Trace | None:
+    """f(c z) = c f(z) for c >= 0, and 1-Lipschitz (a leak of more than 1 is not)."""
+    trace = around.inputs[0]
+    leaky = view.node.op_type == "LeakyRelu" and abs(view.attribute("alpha", 0.01)) > 1
+    return None if trace is None else trace.then(Kind.EQUAL if leaky else Kind.HOMOGENEOUS)
+
+
+@traces("Tanh")
+def odd(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
+    """tanh(-z) = -tanh(z)."""
+    trace = around.inputs[0]
+    return None if trace is None else trace.then(Kind.ODD)
+
+
+@traces("Sigmoid")
+def sigmoid(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
+    """sigmoid(-z) = 1 - sigmoid(z)."""
+    trace = around.inputs[0]
+    return None if trace is None else trace.then(Kind.SIGMOID)
+
+
+@traces(*(op for op in _OTHERS if op != "Neg"))
+def equal(view: View, around: TraceView) -> Trace | None:
+    """The same function for every unit; Clip with bounds of its own per unit does not exist."""
+    del view
+    trace = around.inputs[0]
+    return None if trace is None else trace.then(Kind.EQUAL)

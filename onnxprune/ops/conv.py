@@ -1,0 +1,185 @@
+"""Convolutions: Conv and ConvTranspose in 1, 2 and 3 dimensions, grouped and depthwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Axis, Choice, Fact, Floats
+from onnxprune.ops.edit import Absorber, Edit, shifts
+from onnxprune.ops.registry import (
+    Role,
+    View,
+    absorbs,
+    couples,
+    macs,
+    parameters,
+    resizes,
+    traces,
+)
+from onnxprune.ops.trace import Kind, Trace, TraceView
+
+parameters("Conv", "ConvTranspose", slots={1: Role.WEIGHT, 2: Role.AFFINE})
+
+
+@couples("Conv")
+def conv(view: View) -> Iterator[Fact]:
+    """Couple channels with the filters that make and read them.
+
+    Forward:  y[n, o, ...] = b[o] + sum_i w[o, i, ...] * x[n, g(o) + i, ...]
+    Couples:  x.C <-> w.1;  y.C <-> w.0 <-> b;  with groups, x.C = (group, input per group) and
+              y.C = w.0 = (group, output per group) are products.
+    """
+    x, w, bias, y = view.input(0), view.input(1), view.input(2), view.output()
+    out, inner = Axis(y.name or "", 1), view.axis(w, 1)
+    group = view.attribute("group", 1)
+    if group == 1:
+        yield from view.equal(view.axis(x, 1), inner)
+        yield from view.equal(out, view.axis(w, 0))
+    else:
+        yield from _grouped(view, group, ((view.axis(w, 0), out), (inner,)))
+    yield from _rest(view, out)
+    if bias is not None:
+        yield from view.equal(view.axis(bias, 0), out)
+
+
+@couples("ConvTranspose")
+def conv_transpose(view: View) -> Iterator[Fact]:
+    """Couple channels with the filters, whose first axis is the input here.
+
+    Forward:  w is (C_in, C_out / group, ...)
+    Couples:  x.C <-> w.0;  y.C <-> w.1 <-> b;  products with groups as for Conv.
+    """
+    x, w, bias, y = view.input(0), view.input(1), view.input(2), view.output()
+    out, inner = Axis(y.name or "", 1), view.axis(w, 1)
+    group = view.attribute("group", 1)
+    if group == 1:
+        yield from view.equal(view.axis(x, 1), view.axis(w, 0))
+        yield from view.equal(out, inner)
+    else:
+        per_group = view.size(inner) or 1
+        channels = (view.size(view.axis(x, 1)) or group) // group
+        yield Choice(
+            node=view.key,
+            sizes=(group, channels, per_group),
+            axes=(
+                (view.axis(x, 1), (0, 1)),
+                (view.axis(w, 0), (0, 1)),
+                (out, (0, 2)),
+                (inner, (2,)),
+            ),
+        )
+    yield from _rest(view, out)
+    if bias is not None:
+        yield from view.equal(view.axis(bias, 0), out)
+
+
+def _grouped(
+    view: View, group: int, axes: tuple[tuple[Axis, Axis], tuple[Axis]]
+) -> Iterator[Fact]:
+    (w_out, out), (inner,) = axes
+    x_axis = view.axis(view.input(0), 1)
+    outputs = (view.size(w_out) or group) // group
+    inputs = view.size(inner) or 1
+    yield Choice(
+        node=view.key,
+        sizes=(group, inputs, outputs),
+        axes=((x_axis, (0, 1)), (inner, (1,)), (w_out, (0, 2)), (out, (0, 2))),
+    )
+
+
+def _rest(view: View, out: Axis) -> Iterator[Fact]:
+    """Batch runs through; positions and kernel offsets keep their sizes."""
+    x, w, y = view.input(0), view.input(1), view.output()
+    yield from view.equal(view.axis(x, 0), Axis(out.value, 0))
+    spatial = range(2, len(view.shape(x)))
+    for value in (x, w, y):
+        yield from view.fixed(value, *spatial)
+
+
+@resizes("Conv", "ConvTranspose")
+def regroup(edit: Edit) -> None:
+    """`group` follows from the channels that were kept: their number over inputs per group."""
+    view = edit.view
+    if view.attribute("group", 1) == 1:
+        return
+    x, w = view.input(0), view.input(1)
+    assert x is not None and w is not None
+    if view.node.op_type == "Conv":
+        channels, per_group = edit.size_after(x, 1), edit.size_after(w, 1)
+    else:
+        channels, per_group = edit.size_after(view.output(), 1), edit.size_after(w, 1)
+    if channels and per_group:
+        view.node.attributes.add(ir.AttrInt64("group", channels // per_group))
+
+
+@macs("Conv")
+def conv_macs(view: View) -> int:
+    """Output positions x output channels x (inputs per group x kernel); batch counted as 1."""
+    w, y = view.shape(view.input(1)), view.shape(view.output())
+    return _product(w) * _product(y[2:])
+
+
+@macs("ConvTranspose")
+def conv_transpose_macs(view: View) -> int:
+    """Input positions x weights; batch counted as 1."""
+    return _product(view.shape(view.input(1))) * _product(view.shape(view.input(0))[2:])
+
+
+def _product(sizes: tuple[int | None, ...]) -> int:
+    return int(np.prod([size or 1 for size in sizes], dtype=np.int64))
+
+
+@absorbs("Conv")
+def conv_absorber(view: View, slot: int) -> Absorber | None:
+    """Input channels meet axis 1 of the filters; zero padding makes constants inexact."""
+    w = view.input(1)
+    if slot != 0 or view.attribute("group", 1) != 1 or view.constant(1) is None or w is None:
+        return None
+    pads = view.attribute("pads", ())
+    auto = view.attribute("auto_pad", "NOTSET")
+    kernel = view.shape(w)[2:]
+    padded = any(pads) or (auto.startswith("SAME") and any(size != 1 for size in kernel))
+    return Absorber(weight=w.name or "", in_axis=1, out_axis=0, padded=padded)
+
+
+@shifts("Conv")
+def conv_shift(edit: Edit, vector: Floats) -> None:
+    """Add `vector` (C_out,) to the bias, or make it the bias."""
+    bias = edit.view.constant(2)
+    if bias is None and edit.view.input(2) is not None:
+        shaped = vector.reshape(1, -1, *[1] * (len(edit.view.shape(edit.view.output())) - 2))
+        edit.insert_after("Add", edit.initializer(f"{edit.view.key}/bias", shaped), role="shifted")
+        return
+    total = vector if bias is None else bias + vector.astype(bias.dtype)
+    edit.write(2, total, role="bias")
+
+
+@traces("Conv", "ConvTranspose")
+def conv_trace(view: View, around: TraceView) -> Trace | None:
+    """A unit is its filter and bias; a depthwise unit also whatever its input channel is."""
+    transposed = view.node.op_type == "ConvTranspose"
+    w = view.input(1)
+    weight = view.constant(1)
+    if w is None or weight is None:
+        return None
+    index = around.index(view.axis(w, 1 if transposed else 0))
+    if index is None or (transposed and view.attribute("group", 1) != 1):
+        return None
+    filters = weight.swapaxes(0, 1) if transposed else weight
+    rows = filters[index].reshape(len(index), -1)
+    kind, inputs = Kind.LINEAR, (view.axis(view.input(0), 1),)
+    incoming = around.inputs[0]
+    if incoming is not None:  # depthwise: the unit's own input varies with the unit
+        kind, inputs = Kind.EQUAL, incoming.inputs
+        rows = np.concatenate([incoming.rows, rows], axis=1)
+    elif view.attribute("group", 1) != 1:
+        return None
+    trace = Trace(rows=rows.astype(np.float64), kind=kind, inputs=inputs)
+    if view.input(2) is None:
+        return trace
+    bias = view.constant(2)
+    return None if bias is None else trace.plus(bias[index].astype(np.float64))
+

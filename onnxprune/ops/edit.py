@@ -1,0 +1,170 @@
+"""Changing a node after a removal: what `@resizes` and `@shifts` rules work with.
+
+The only mutation in the operator files happens through an `Edit`, on the clone that a rewrite owns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Index
+from onnxprune.model import constant, set_constant
+from onnxprune.ops.registry import Facet, View, arange
+
+__all__ = ["RESHAPED", "SHIFTS", "Absorber", "Edit", "shifts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absorber:
+    """Where a consumer keeps the weights of its input units.
+
+    Attributes:
+        weight: name of the constant that is contracted with the input.
+        in_axis: axis of the weight that meets the units; index i there is index i of the input.
+        out_axis: axis of the weight that becomes the consumer's output axis.
+        padded: whether zeros enter beside the data, so that a constant unit is not constant there.
+    """
+
+    weight: str
+    in_axis: int
+    out_axis: int
+    padded: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Edit:
+    """One node of the clone that is being rewritten.
+
+    Attributes:
+        view: the node with the shapes *before* the removal.
+        kept: kept indices per resized axis, in the old numbering, ascending.
+        graph: the graph the node stands in.
+    """
+
+    view: View
+    kept: Mapping[Axis, Index]
+    graph: ir.Graph
+
+    def kept_at(self, value: ir.Value | None, position: int) -> Index | None:
+        """Kept old indices of an axis; None when it keeps its size."""
+        return None if value is None else self.kept.get(self.view.axis(value, position))
+
+    def size_after(self, value: ir.Value, position: int) -> int | None:
+        """Size of an axis after the removal; None when dynamic."""
+        kept = self.kept_at(value, position)
+        return self.view.size(self.view.axis(value, position)) if kept is None else len(kept)
+
+    def write(self, slot: int, array: Array, *, role: str) -> ir.Value:
+        """Make `array` the constant at input `slot`, leaving other readers of the old one alone.
+
+        A new constant is named after the node's output and `role`.
+        """
+        node = self.view.node
+        old = self.view.input(slot)
+        if old is not None and len(old.uses()) == 1 and self._writable(old):
+            set_constant(old, array)
+            return old
+        value = self.initializer(f"{self.view.key}/{role}", array)
+        while len(node.inputs) <= slot:
+            node.resize_inputs(len(node.inputs) + 1)
+        node.replace_input_with(slot, value)
+        return value
+
+    @staticmethod
+    def _writable(value: ir.Value) -> bool:
+        return constant(value) is not None and not value.is_graph_output()
+
+    def initializer(self, name: str, array: Array) -> ir.Value:
+        """A new initializer named `name`, or `name` with a number when that is taken."""
+        taken = self.graph.initializers
+        unique, number = name, 1
+        while unique in taken:
+            unique, number = f"{name}_{number}", number + 1
+        value = ir.Value(
+            name=unique,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.Tensor(array, name=unique),
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def insert_before(
+        self, slot: int, op_type: str, *extra: ir.Value, role: str, **attributes: int
+    ) -> ir.Value:
+        """Put `op_type(input, *extra)` in front of input `slot`."""
+        node = self.view.node
+        made = ir.node(op_type, [node.inputs[slot], *extra], attributes=attributes)
+        made.outputs[0].name = f"{self.view.key}/{role}"
+        self.graph.insert_before(node, made)
+        node.replace_input_with(slot, made.outputs[0])
+        return made.outputs[0]
+
+    def insert_after(self, op_type: str, extra: ir.Value, *, role: str) -> None:
+        """Put `op_type(output, extra)` behind output 0, which keeps its name at the far end."""
+        node = self.view.node
+        value = node.outputs[0]
+        made = ir.node(op_type, [value, extra])
+        made.outputs[0].name = f"{self.view.key}/{role}"
+        self.graph.insert_after(node, made)
+        ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
+        made.replace_input_with(0, value)
+
+    def sizes(self, slot: int, *, output: int = 0, role: str = "shape") -> None:
+        """Mend the shape at input `slot`: entries of resized axes of the output get new sizes.
+
+        Entries 0 (copy) and -1 (infer) adapt by themselves. A computed target gets one
+        `Where(resized, new sizes, target)` in front of the node.
+        """
+        value = self.view.output(output)
+        rank = len(self.view.shape(value))
+        resized = {
+            position: len(kept)
+            for position in range(rank)
+            if (kept := self.kept_at(value, position)) is not None
+        }
+        if not resized:
+            return
+        target = self.view.constant(slot)
+        if target is not None:
+            mended = np.array(target)
+            for position, size in resized.items():
+                if mended[position] > 0:
+                    mended[position] = size
+            self.write(slot, mended, role=role)
+            return
+        mask = np.zeros(rank, np.bool_)
+        sizes = np.ones(rank, np.int64)
+        for position, size in resized.items():
+            mask[position], sizes[position] = True, size
+        self._where(slot, mask, sizes, role)
+
+    def _where(self, slot: int, mask: Array, sizes: Array, role: str) -> None:
+        node = self.view.node
+        made = ir.node(
+            "Where",
+            [
+                self.initializer(f"{self.view.key}/{role}_mask", mask),
+                self.initializer(f"{self.view.key}/{role}_sizes", sizes),
+                node.inputs[slot],
+            ],
+        )
+        made.outputs[0].name = f"{self.view.key}/{role}"
+        self.graph.insert_before(node, made)
+        node.replace_input_with(slot, made.outputs[0])
+
+
+def positions_after(kept: Index, size: int) -> Index:
+    """New position of every old index; -1 for the removed ones."""
+    moved = np.full(size, -1, np.int64)
+    moved[kept] = arange(len(kept))
+    return moved
+
+
+SHIFTS: Facet = Facet("shifts")  # type: ignore[type-arg]
+shifts = SHIFTS.register
+RESHAPED = "shape"

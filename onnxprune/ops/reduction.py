@@ -1,0 +1,108 @@
+"""Reductions, Softmax and selections along axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from onnxprune.base import Fact
+from onnxprune.ops.registry import View, couples, traces
+from onnxprune.ops.trace import Kind, Trace, TraceView
+
+_REDUCTIONS = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
+    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
+
+
+def _axes(view: View) -> Sequence[int] | None:
+    """The reduced axes, counted from the front; None when computed."""
+    rank = len(view.shape(view.input(0)))
+    axes = view.attribute("axes")
+    if axes is None and view.input(1) is not None:
+        array = view.constant(1)
+        if array is None:
+            return None
+        axes = [int(axis) for axis in array]
+    if not axes:
+        axes = [] if view.attribute("noop_with_empty_axes", 0) else range(rank)
+    return [axis % rank for axis in axes]
+
+
+@couples(*_REDUCTIONS)
+def reduce(view: View) -> Iterator[Fact]:
+    """Couple the axes that remain; positions that are summed over keep their sizes.
+
+    Forward:  y[i, ...] = reduce over `axes` of x[i, ...]
+    Couples:  the other axes one to one, in order
+    """
+    x, y = view.input(0), view.output()
+    axes = _axes(view)
+    rank = len(view.shape(x))
+    if axes is None:
+        yield from view.fixed(x, *range(rank))
+        return
+    yield from view.fixed(x, *axes)
+    target = 0
+    for position in range(rank):
+        if position not in axes:
+            yield from view.equal(view.axis(x, position), view.axis(y, target))
+        target += position not in axes or bool(view.attribute("keepdims", 1))
+
+
+@traces("ReduceMean", "ReduceSum")
+def linear(view: View, around: TraceView) -> Trace | None:
+    """Sums over positions are linear; only means keep sigmoid(-z) = 1 - sigmoid(z)."""
+    trace = around.inputs[0]
+    if trace is not None and trace.kind is Kind.SIGMOID and view.node.op_type == "ReduceSum":
+        return trace.then(Kind.EQUAL)
+    return trace
+
+
+@traces("ReduceMax")
+def maximum(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001 (the rules' signature)
+    """A maximum is positively homogeneous."""
+    trace = around.inputs[0]
+    if trace is None:
+        return None
+    return trace.then(Kind.HOMOGENEOUS if trace.kind <= Kind.HOMOGENEOUS else Kind.EQUAL)
+
+
+@couples("Softmax", "LogSoftmax", "Hardmax")
+def softmax(view: View) -> Iterator[Fact]:
+    """Couple the axes it does not normalize over; those it does keep their sizes.
+
+    Forward:  y = exp(x) / sum(exp(x)) over `axis`; before opset 13 over all axes from `axis` on
+    Couples:  the other axes one to one
+    """
+    x, y = view.input(0), view.output()
+    rank = len(view.shape(x))
+    axis = view.attribute("axis", -1 if view.opset >= 13 else 1) % rank
+    normalized = [axis] if view.opset >= 13 else range(axis, rank)
+    for position in range(rank):
+        if position in normalized:
+            yield from view.fixed(x, position)
+            yield from view.fixed(y, position)
+        else:
+            yield from view.equal(view.axis(x, position), view.axis(y, position))
+
+
+@couples("ArgMax", "ArgMin", "TopK", "CumSum")
+def select(view: View) -> Iterator[Fact]:
+    """Couple the other axes; along `axis` the position is the answer, so it keeps its size."""
+    x = view.input(0)
+    rank = len(view.shape(x))
+    if view.node.op_type == "CumSum":
+        array = view.constant(1)
+        axes = range(rank) if array is None else [int(array.reshape(-1)[0]) % rank]
+    else:
+        default = -1 if view.node.op_type == "TopK" else 0
+        axes = [view.attribute("axis", default) % rank]
+    yield from view.fixed(x, *axes)
+    for y in view.node.outputs:
+        target = 0
+        for position in range(rank):
+            if position not in axes:
+                yield from view.equal(view.axis(x, position), view.axis(y, target))
+            elif len(view.shape(y)) == rank:
+                yield from view.fixed(y, target)
+            target += position not in axes or len(view.shape(y)) == rank

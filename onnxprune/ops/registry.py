@@ -1,0 +1,200 @@
+"""What is known about operators: one table, filled by the family modules through decorators.
+
+A facet is a function under a key `(domain, op_type)` with an inclusive range of opsets. All facets of
+an operator stand in its family's file; a third party may add its own from its own module.
+
+    @couples     which indices of which axes belong together         mandatory for support
+    @resizes     attributes and shape inputs that a removal changes
+    @macs        multiply-accumulates of one node
+    @absorbs     how the weights take over what a removed input unit contributed
+    @traces      what a unit's value is as a function of its incoming parameters
+    @parameters  input slots that hold what is trained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Coupling, Ends, Fact, Frozen, Index, Reason
+from onnxprune.errors import InvariantError
+from onnxprune.model import constant, node_key
+
+__all__ = [
+    "ABSORBS",
+    "COUPLES",
+    "MACS",
+    "PARAMETERS",
+    "RESIZES",
+    "TRACES",
+    "Role",
+    "Sizes",
+    "View",
+    "absorbs",
+    "couples",
+    "macs",
+    "parameters",
+    "resizes",
+    "traces",
+]
+
+Sizes = tuple["int | None", ...]
+F = TypeVar("F", bound=Callable[..., Any])
+NEWEST = 10_000
+_STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A node as a rule sees it: its slots, the static shapes around it, its constants.
+
+    Attributes:
+        shapes: sizes per value name, None for a size that is not static; absent = unknown rank.
+        opset: version of the node's operator set.
+    """
+
+    node: ir.Node
+    shapes: Mapping[str, Sizes]
+    opset: int
+
+    @property
+    def key(self) -> str:
+        """What names the node."""
+        return node_key(self.node)
+
+    def input(self, slot: int) -> ir.Value | None:
+        """The value at input `slot`; None when it is left out."""
+        value = self.node.inputs[slot] if slot < len(self.node.inputs) else None
+        return None if value is None or not value.name else value
+
+    def output(self, slot: int = 0) -> ir.Value:
+        """The value at output `slot`."""
+        return self.node.outputs[slot]
+
+    def shape(self, value: ir.Value | None) -> Sizes:
+        """Sizes of `value`; the engine calls a rule only when all ranks are known."""
+        if value is None or value.name is None:
+            raise InvariantError(f"{self.key}: the rule asked for the shape of an absent value")
+        return self.shapes[value.name]
+
+    def constant(self, slot: int) -> Array | None:
+        """The array at input `slot`; None when it is absent or computed."""
+        return constant(self.input(slot))
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """The attribute's value or `default`."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    def axis(self, value: ir.Value | None, position: int) -> Axis:
+        """`position` may be negative."""
+        sizes = self.shape(value)
+        assert value is not None and value.name is not None
+        return Axis(value.name, position % len(sizes) if sizes else 0)
+
+    # Facts that most rules are made of.
+
+    def equal(self, left: Axis, right: Axis) -> Iterator[Fact]:
+        """Both axes hold the same indices in the same order; nothing where a size is dynamic."""
+        a, b = self.size(left), self.size(right)
+        if a is not None and a == b:
+            yield Coupling(left=left, right=right, left_index=arange(a), right_index=arange(a))
+            return
+        for axis, size in ((left, a), (right, b)):
+            if size is not None:
+                yield Frozen(
+                    axis=axis, reason=Reason.DYNAMIC, node=self.key, detail="meets another size"
+                )
+
+    def size(self, axis: Axis) -> int | None:
+        """Static size of `axis`; None when dynamic."""
+        return self.shapes[axis.value][axis.position]
+
+    def ends(self, value: ir.Value | None, *positions: int) -> Iterator[Fact]:
+        """The axes at `positions` of `value` are summed over or only read here."""
+        for position in positions:
+            yield Ends(self.axis(value, position))
+
+    def fixed(
+        self, value: ir.Value | None, *positions: int, reason: Reason = Reason.POSITIONS
+    ) -> Iterator[Fact]:
+        """The axes at `positions` of `value` must keep their sizes."""
+        for position in positions:
+            yield Frozen(axis=self.axis(value, position), reason=reason, node=self.key)
+
+
+def arange(size: int) -> Index:
+    """0 .. size - 1."""
+    return np.arange(size, dtype=np.int64)
+
+
+class Role:
+    """What a parameter slot holds."""
+
+    WEIGHT = "weight"  # contracted with the data: the node is a weighted operator
+    AFFINE = "affine"  # bias, scale, shift or slope: trained behind a weighted operator only
+    TABLE = "table"  # embedding
+
+
+class Facet(Generic[F]):
+    """One table of functions by operator; registering the same opsets twice is an error."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._rows: dict[tuple[str, str], list[tuple[int, int, F]]] = {}
+
+    def register(
+        self, *op_types: str, domain: str = "", since: int = 1, until: int = NEWEST
+    ) -> Callable[[F], F]:
+        """Decorator: the function handles `op_types` of opsets `since` to `until` inclusive."""
+
+        def add(function: F) -> F:
+            for op_type in op_types:
+                rows = self._rows.setdefault((domain, op_type), [])
+                for low, high, other in rows:
+                    if since <= high and low <= until:
+                        raise InvariantError(
+                            f"@{self.name}({op_type!r}): {function.__module__}.{function.__name__} "
+                            f"and {other.__module__}.{other.__name__} both claim opset {since}"
+                        )
+                rows.append((since, until, function))
+            return function
+
+        return add
+
+    def find(self, node: ir.Node, opset: int) -> F | None:
+        """The function for `node` under `opset` of its domain."""
+        domain = "" if node.domain in _STANDARD else node.domain
+        for low, high, function in self._rows.get((domain, node.op_type), ()):
+            if low <= opset <= high:
+                return function
+        return None
+
+    def rows(self) -> Iterator[tuple[str, str, int, int, F]]:
+        """Every entry: domain, operator, first and last opset, function."""
+        for (domain, op_type), rows in sorted(self._rows.items()):
+            for low, high, function in rows:
+                yield domain, op_type, low, high, function
+
+
+COUPLES: Facet[Callable[[View], Iterable[Fact]]] = Facet("couples")
+RESIZES: Facet[Callable[..., None]] = Facet("resizes")
+MACS: Facet[Callable[[View], int]] = Facet("macs")
+ABSORBS: Facet[Callable[..., Any]] = Facet("absorbs")
+TRACES: Facet[Callable[..., Any]] = Facet("traces")
+PARAMETERS: Facet[Callable[[], Mapping[int, str]]] = Facet("parameters")
+
+couples = COUPLES.register
+resizes = RESIZES.register
+macs = MACS.register
+absorbs = ABSORBS.register
+traces = TRACES.register
+
+
+def parameters(*op_types: str, slots: Mapping[int, str], domain: str = "") -> None:
+    """Declare which input slots of `op_types` hold parameters, and their roles."""
+    PARAMETERS.register(*op_types, domain=domain)(lambda: slots)

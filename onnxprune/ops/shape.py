@@ -1,0 +1,69 @@
+"""Operators about shapes, and values that come from nowhere: Shape, Size, Constant, Range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Ends, Fact
+from onnxprune.ops.edit import Edit
+from onnxprune.ops.registry import View, couples, resizes
+
+
+@couples("Shape", "Size")
+def shape(view: View) -> Iterator[Fact]:
+    """Any axis of x may change: what was computed from its size stays as it was (see `pin`).
+
+    Forward:  y = sizes of x
+    Couples:  nothing; the list of sizes itself has one entry per axis
+    """
+    x = view.input(0)
+    for position in range(len(view.shape(x))):
+        yield Ends(view.axis(x, position), reads=False)
+    if len(view.shape(view.output())):
+        yield from view.fixed(view.output(), 0)
+
+
+@resizes("Shape")
+def pin(edit: Edit) -> None:
+    """Static sizes become constants, as they were before the removal.
+
+    What the model computes from them (a midpoint to split at, a scale 1 / sqrt(size)) keeps its
+    value that way, and shapes that must follow are mended where they are used.
+    """
+    view = edit.view
+    x = view.input(0)
+    sizes = view.shape(x)
+    start, end = view.attribute("start", 0), view.attribute("end")
+    sizes = sizes[slice(start, end)]
+    static = np.array([size is not None for size in sizes], np.bool_)
+    if not static.any():
+        return
+    numbers = edit.initializer(
+        f"{view.key}/static", np.array([size or 0 for size in sizes], np.int64)
+    )
+    output = view.node.outputs[0]
+    if static.all():
+        ir.convenience.replace_all_uses_with(output, numbers)
+        return
+    mask = edit.initializer(f"{view.key}/is_static", static)
+    made = ir.node("Where", [mask, numbers, output])
+    made.outputs[0].name = f"{view.key}/pinned"
+    edit.graph.insert_after(view.node, made)
+    ir.convenience.replace_all_uses_with(output, made.outputs[0])
+    made.replace_input_with(2, output)
+
+
+@couples("Constant", "ConstantOfShape", "Range", "EyeLike", "RandomNormal", "RandomUniform")
+def source(view: View) -> Iterator[Fact]:
+    """A Constant's axes are free to follow their readers; generated values keep their sizes."""
+    for value in view.node.inputs:
+        if value is not None and value.name:
+            yield from view.fixed(value, *range(len(view.shape(value))))
+    if view.node.op_type != "Constant":
+        yield from view.fixed(view.output(), *range(len(view.shape(view.output()))))
+        return
+    for position in range(len(view.shape(view.output()))):
+        yield Ends(view.axis(view.output(), position))

@@ -1,0 +1,39 @@
+"""What a run says: events while it goes on, a report when it is over.
+
+Events are frozen data, appended to `records.jsonl` in a `RunDirectory` as they happen; `Report`
+compares the model before and after, `Inspection` lists what could be removed and what could not.
+`render` turns either into text. Nothing here prints, trains or looks at a model.
+"""
+
+from onnxprune.reports.records import (
+    Evaluated,
+    Event,
+    Finished,
+    Progress,
+    Pruned,
+    RunDirectory,
+    Started,
+    read_records,
+)
+from onnxprune.reports.report import FrozenRow, GroupRow, Inspection, Report, Size
+from onnxprune.reports.table import render
+from onnxprune.reports.units import human, human_bytes
+
+__all__ = [
+    "Evaluated",
+    "Event",
+    "Finished",
+    "FrozenRow",
+    "GroupRow",
+    "Inspection",
+    "Progress",
+    "Pruned",
+    "Report",
+    "RunDirectory",
+    "Size",
+    "Started",
+    "human",
+    "human_bytes",
+    "read_records",
+    "render",
+]

@@ -1,0 +1,254 @@
+"""Run events and the folder that keeps them.
+
+Entries: the event classes, `RunDirectory` and `read_records`. An event is one JSON line with its
+type; a reader that does not know a type, or finds other fields than it knows, gets a dict, so that
+old and new versions read each other's runs. Records hold durations but no dates: the same run
+twice writes the same file, but for the durations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from onnxprune.errors import ConfigError, DataError
+
+__all__ = [
+    "Evaluated",
+    "Event",
+    "Finished",
+    "Progress",
+    "Pruned",
+    "RunDirectory",
+    "Started",
+    "plain",
+    "read_records",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Training begins.
+
+    Attributes:
+        model: the path that was given.
+        parameters, macs: of the model, macs per example.
+        groups, units: what could be removed.
+        config: the resolved configuration.
+    """
+
+    model: str
+    parameters: int
+    macs: int
+    groups: int
+    units: int
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Some steps are done.
+
+    Attributes:
+        step, steps: optimizer steps done and planned.
+        epoch: passes over the data that are complete.
+        loss: of the last steps, smoothed.
+        parameters: that the model has left.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """The model was evaluated on `split` ("train", "validation" or "test")."""
+
+    step: int
+    epoch: int
+    split: str
+    metrics: Mapping[str, float]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """Units were removed.
+
+    Attributes:
+        step: optimizer steps done before.
+        removed: units per group name.
+        exact, bounded: how many of them changed nothing, and how many something.
+        error, tolerance: largest absolute difference from the reference, and what is allowed.
+        rolled_back: groups that failed verification and were put back.
+        parameters, macs: what is left.
+        seconds: that it took.
+    """
+
+    step: int
+    removed: Mapping[str, int]
+    exact: int
+    bounded: int
+    error: float
+    tolerance: float
+    rolled_back: tuple[str, ...] = ()
+    parameters: int
+    macs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The run is over; `report` is `Report.to_dict()`."""
+
+    report: Mapping[str, Any]
+
+
+Event: TypeAlias = Started | Progress | Evaluated | Pruned | Finished
+
+_TYPES: Mapping[str, type[Any]] = {
+    "started": Started,
+    "progress": Progress,
+    "evaluated": Evaluated,
+    "pruned": Pruned,
+    "finished": Finished,
+}
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: no NaN or Inf (null), no numpy scalars, no tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _line(event: Event) -> str:
+    entries = {entry.name: plain(getattr(event, entry.name)) for entry in fields(event)}
+    return json.dumps({"type": _NAMES[type(event)], **entries}, allow_nan=False)
+
+
+def _event(record: dict[str, Any]) -> Event | dict[str, Any]:
+    kind = _TYPES.get(str(record.get("type")))
+    names = [] if kind is None else [entry.name for entry in fields(kind)]
+    if kind is None or set(names) != record.keys() - {"type"}:
+        return record
+    values = {name: _restored(record[name]) for name in names}
+    event: Event = kind(**values)
+    return event
+
+
+def _restored(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The folder of one run: config.json, records.jsonl, and whatever else the run leaves.
+
+    Use as: `run = RunDirectory.create("runs", "lenet")`, then `run.append(event)`.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, parent: str | os.PathLike[str], stem: str) -> RunDirectory:
+        """Make the folder <parent>/<stem>-<n> with the first n from 1 on that is free.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        number = 1
+        while True:
+            try:
+                return cls._made(Path(parent) / f"{stem}-{number}")
+            except FileExistsError:
+                number += 1
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
+        """Make the folder `path`, or take it when it is empty.
+
+        Raises:
+            ConfigError: it holds something already, or cannot be made.
+        """
+        folder = Path(path)
+        try:
+            return cls._made(folder)
+        except FileExistsError:
+            if folder.is_dir() and not any(folder.iterdir()):
+                return cls(folder)
+        raise ConfigError(f"--run-dir {folder}: not empty; choose another", path=folder)
+
+    @classmethod
+    def _made(cls, folder: Path) -> RunDirectory:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError:
+            if folder.exists():
+                raise
+            raise ConfigError(f"--run-dir {folder}: {folder.parent} is a file") from None
+        except OSError as error:
+            raise ConfigError(
+                f"--run-dir {folder}: cannot be made ({error.strerror}); choose another",
+                path=folder,
+            ) from error
+        return cls(folder)
+
+    @property
+    def records(self) -> Path:
+        """The file the events go to."""
+        return self.path / "records.jsonl"
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Keep the resolved configuration as config.json."""
+        text = json.dumps(plain(config), indent=2, allow_nan=False)
+        (self.path / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def append(self, event: Event) -> None:
+        """Add one event; it is in the file when this returns."""
+        with self.records.open("a", encoding="utf-8") as file:
+            file.write(_line(event) + "\n")
+
+
+def read_records(path: str | os.PathLike[str]) -> tuple[Event | dict[str, Any], ...]:
+    """The events of a run, given its folder or its records.jsonl.
+
+    A last line that a crash cut short is left out.
+
+    Raises:
+        DataError: no such file, or a line that is no record.
+    """
+    file = Path(path) / "records.jsonl" if Path(path).is_dir() else Path(path)
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read; give the folder of a run", path=file) from error
+    events = []
+    # the text after the last line end is empty, or a line that was never finished
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}: line {number} is not a record", line=number) from error
+        if not isinstance(record, dict):
+            raise DataError(f"{file}: line {number} is not a record", line=number)
+        events.append(_event(record))
+    return tuple(events)

@@ -1,0 +1,1 @@
+"""Running models: sessions, device buffers, probing, verification, latency."""

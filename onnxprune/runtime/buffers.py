@@ -1,0 +1,170 @@
+"""Device buffers that stay from one run to the next, and runs that are tied to them.
+
+What does not change hands between steps (parameters, moments, gradients) is bound once and never
+copied; only the batch goes in, and only the small outputs that are asked for come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from onnxprune.base import Array
+from onnxprune.errors import InvariantError
+from onnxprune.runtime.session import Device, Runner, call, onnxruntime
+
+__all__ = ["Bound", "Store"]
+
+Buffer: TypeAlias = Any  # an onnxruntime.OrtValue, which comes without annotations
+
+
+class Store:
+    """Named device buffers, allocated here and owned by nobody else.
+
+    The runtime writes in place through whatever pointer it is given, also into arrays that are
+    read-only, and silently not at all into those that are not C-contiguous. So every buffer is a
+    copy made here.
+    """
+
+    def __init__(self, device: Device | None = None) -> None:
+        self.device = device or Device()
+        self.device.providers()
+        self._ort = onnxruntime()
+        self._buffers: dict[str, Buffer] = {}
+        self._arrays: dict[str, Array] = {}
+        self._kinds: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+
+    def put(self, name: str, array: Array) -> None:
+        """Copy `array` into the buffer `name`, which is made on first use.
+
+        Raises:
+            InvariantError: the buffer exists with another shape or dtype; sessions may be bound
+                to it, so it cannot be replaced.
+        """
+        known = self._buffers.get(name)
+        if known is None:
+            self._allocate(name, np.array(array, order="C", copy=True))
+            return
+        shape, dtype = self._kinds[name]
+        if shape != array.shape or dtype != array.dtype:
+            raise InvariantError(
+                f"buffer {name!r} is {dtype}{shape}, got {array.dtype}{array.shape}; "
+                "open a new session instead",
+                buffer=name,
+            )
+        if name in self._arrays:
+            self._arrays[name][...] = array
+        else:
+            known.update_inplace(np.array(array, order="C", copy=True))
+
+    def _allocate(self, name: str, array: Array) -> None:
+        device = self.device
+        self._kinds[name] = (array.shape, array.dtype)
+        self._buffers[name] = self._ort.OrtValue.ortvalue_from_numpy(
+            array, device.provider, device.index
+        )
+        if device.provider == "cpu":
+            self._arrays[name] = array
+
+    def get(self, name: str) -> Array:
+        """A copy of the buffer `name`."""
+        if name in self._arrays:
+            return self._arrays[name].copy()
+        array: Array = self._buffers[name].numpy()
+        return array
+
+    def view(self, name: str) -> Array:
+        """The buffer `name` itself, as an array that shares its memory; CPU only.
+
+        Raises:
+            InvariantError: the buffer is not in host memory.
+        """
+        if name not in self._arrays:
+            raise InvariantError(f"buffer {name!r} lies on {self.device.provider}: use get()")
+        return self._arrays[name]
+
+    def buffer(self, name: str) -> Buffer:
+        """The OrtValue to bind."""
+        return self._buffers[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._buffers
+
+    def close(self) -> None:
+        """Forget all buffers."""
+        self._buffers.clear()
+        self._arrays.clear()
+        self._kinds.clear()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Bound:
+    """A runner with buffers tied to some of its inputs and outputs.
+
+    Args:
+        runner: the model.
+        store: owner of the buffers, on the same device.
+        inputs: buffer per input name; all other inputs are fed anew at every run.
+        outputs: buffer per output name; it is overwritten by every run. A buffer may also be an
+            input's: see `updates.graph.check_aliasing` for when that is sound.
+        fetch: outputs that every run gives back; by default those without a buffer.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        store: Store,
+        *,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        fetch: Sequence[str] | None = None,
+    ) -> None:
+        self._runner = runner
+        self._store = store  # the binding holds pointers into its memory
+        self._binding = runner.session.io_binding()
+        self._fed = tuple(name for name in runner.inputs if name not in inputs)
+        free = [name for name in runner.outputs if name not in outputs]
+        self._fetch = tuple(free if fetch is None else fetch)
+        # Fetched outputs are bound first, so that they come first among the results.
+        for name in self._fetch:
+            self._binding.bind_output(name, "cpu")
+        for name, buffer in outputs.items():
+            self._binding.bind_ortvalue_output(name, store.buffer(buffer))
+        for name, buffer in inputs.items():
+            self._binding.bind_ortvalue_input(name, store.buffer(buffer))
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once: reads `feeds` and the bound inputs, overwrites the bound outputs.
+
+        Args:
+            feeds: an array for every input without a buffer; its sizes may change between runs.
+
+        Returns:
+            The fetched outputs, as arrays of their own.
+
+        Raises:
+            DataError: an array is missing, or has another dtype or shape than the input.
+            ModelError: the runtime failed while running.
+        """
+        for name in self._fed:
+            self._binding.bind_cpu_input(name, self._runner.checked(name, feeds))
+        for name in self._fetch:
+            # Bound anew each time: the last result's buffer has the last batch's size.
+            self._binding.bind_output(name, "cpu")
+        session = self._runner.session
+        call(lambda: session.run_with_iobinding(self._binding), "cannot run the model")
+        values = self._binding.get_outputs_as_ortvaluevector()
+        return {name: values[place].numpy() for place, name in enumerate(self._fetch)}

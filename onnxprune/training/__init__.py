@@ -1,0 +1,1 @@
+"""Training: losses, the training copy, the gradient engine, sessions and metrics."""

@@ -1,0 +1,334 @@
+"""What a run was asked to do, checked once.
+
+Entry: `RunConfig`, whose fields are the keyword arguments of `onnxprune.train` and the options of
+`onnxprune train`. It holds only what can be written to JSON and back, so that a run directory says
+exactly how to repeat the run. Nothing here looks at a model or at data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import ConfigError
+
+__all__ = [
+    "BATCH_NORM",
+    "LOSSES",
+    "OPTIMIZERS",
+    "PROVIDERS",
+    "SCHEDULES",
+    "RunConfig",
+    "Target",
+    "output_path",
+    "parse_target",
+]
+
+OPTIMIZERS: Mapping[str, float] = {"adam": 1e-3, "adamw": 1e-3, "momentum": 1e-2, "sgd": 1e-2}
+"""The optimizers, each with the learning rate it gets when none is given."""
+
+SCHEDULES = ("constant", "cosine", "one-cycle", "step")
+LOSSES = ("auto", "cross-entropy", "binary-cross-entropy", "mse")
+BATCH_NORM = ("train", "frozen")
+PROVIDERS = ("cpu", "cuda")
+
+_CHOICES = {
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": SCHEDULES,
+    "loss": LOSSES,
+    "batch_norm": BATCH_NORM,
+    "provider": PROVIDERS,
+    "layout": ("auto", "nchw", "nhwc", "none"),
+}
+_TARGET = re.compile(r"(params|macs)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[kKMGB]?)")
+_MULTIPLES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """How much of the model is to remain; exactly one of the two sizes is set.
+
+    Attributes:
+        kind: "params" or "macs".
+        fraction: of what the model has at the start, in (0, 1).
+        absolute: a number of parameters or multiply-accumulates, at least 1.
+    """
+
+    kind: str
+    fraction: float | None = None
+    absolute: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("params", "macs"):
+            raise ConfigError(f"target {self.kind!r}: expected params or macs", kind=self.kind)
+        if (self.fraction is None) == (self.absolute is None):
+            raise ConfigError(f"target {self.kind}: expected a fraction or a number, not both")
+        if self.fraction is not None and not 0.0 < self.fraction < 1.0:
+            raise ConfigError(
+                f"target {self.kind}={self.fraction:.6g}: what remains must be more than 0% and "
+                "less than 100%",
+                fraction=self.fraction,
+            )
+        if self.absolute is not None and self.absolute < 1:
+            raise ConfigError(
+                f"target {self.kind}={self.absolute}: expected at least 1", absolute=self.absolute
+            )
+
+    def __str__(self) -> str:
+        if self.fraction is not None:
+            return f"{self.kind}={self.fraction * 100:.6g}%"
+        return f"{self.kind}={self.absolute}"
+
+    def limit(self, before: int) -> int:
+        """What may remain of `before` parameters or multiply-accumulates."""
+        if self.fraction is not None:
+            return max(math.floor(self.fraction * before), 1)
+        return min(self.absolute or before, before)
+
+
+def parse_target(text: str) -> Target:
+    """Read "params=30%", "macs=50%", "params=100k" or "macs=1.5M"; what is given is what remains.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = _TARGET.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(
+            f"--target {text}: expected what should remain, such as params=30%, macs=50% or "
+            "params=100k",
+            target=text,
+        )
+    kind, number, suffix = match.groups()
+    if suffix == "%":
+        return Target(kind=kind, fraction=float(number) / 100)
+    absolute = float(number) * _MULTIPLES[suffix]
+    if absolute < 1:
+        raise ConfigError(
+            f"--target {text}: less than one; write {kind}={float(number) * 100:g}% for a share",
+            target=text,
+        )
+    return Target(kind=kind, absolute=round(absolute))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """All options of a training run.
+
+    Attributes:
+        method: a name in `onnxprune.methods.METHODS`.
+        epochs: passes over the training data.
+        target: what should remain, as `parse_target` reads it; None leaves it to the method.
+        batch_size: examples per step.
+        learning_rate: the largest of the schedule; None chooses by optimizer (`rate`).
+        optimizer: a key of `OPTIMIZERS`.
+        momentum: in [0, 1), for the optimizer "momentum".
+        weight_decay: >= 0; decoupled for adamw, part of the gradient otherwise.
+        clip: largest global norm of the gradients; None for no limit.
+        schedule: of the learning rate, one of `SCHEDULES`.
+        loss: one of `LOSSES`.
+        output_name: the graph output that carries the prediction; None to find it.
+        batch_norm: "train" uses the statistics of the batch and updates the running ones,
+            "frozen" uses the running ones.
+        scale, mean, std, layout: how data becomes input, as `onnxprune.data.fit` takes them.
+        input_shapes: sizes by input name, for axes the model leaves open.
+        train_params, freeze: regular expressions searched in parameter names.
+        keep: regular expression searched in group names; these groups lose no unit.
+        validation_fraction: in [0, 1), of the training data when no validation data is given.
+        patience: epochs without improvement after which training ends; None for never.
+        max_drop: by how much the validation metric may fall below that of the model given, in
+            the metric's own unit (0.01 of accuracy: one percentage point); None for no limit.
+        seed: of everything random.
+        provider: where to compute, one of `PROVIDERS`.
+        threads: of the runtime; None lets it choose.
+        run_directory: where records go; None for a new folder runs/<model>-<n>.
+        prune_interval: steps between removals; None leaves it to the method.
+    """
+
+    method: str = "apoptosis"
+    epochs: int = 10
+    target: str | None = None
+    batch_size: int = 32
+    learning_rate: float | None = None
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float | None = None
+    schedule: str = "constant"
+    loss: str = "auto"
+    output_name: str | None = None
+    batch_norm: str = "train"
+    scale: float | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    layout: str = "auto"
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    train_params: str | None = None
+    freeze: str | None = None
+    keep: str | None = None
+    validation_fraction: float = 0.1
+    patience: int | None = None
+    max_drop: float | None = None
+    seed: int = 0
+    provider: str = "cpu"
+    threads: int | None = None
+    run_directory: str | None = None
+    prune_interval: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(
+                    f"{_option(name)} {value}: expected one of {', '.join(choices)}", option=name
+                )
+        for name in ("epochs", "batch_size", "threads", "patience", "prune_interval"):
+            _check_number(name, getattr(self, name), low=1, integer=True)
+        _check_number("seed", self.seed, low=0, integer=True)
+        _check_number("momentum", self.momentum, low=0, below=1)
+        _check_number("validation_fraction", self.validation_fraction, low=0, below=1)
+        for name in ("weight_decay", "max_drop"):
+            _check_number(name, getattr(self, name), low=0)
+        for name in ("learning_rate", "clip"):
+            _check_number(name, getattr(self, name), above=0)
+        for name in ("train_params", "freeze", "keep"):
+            _check_pattern(name, getattr(self, name))
+        for name, sizes in self.input_shapes.items():
+            if not sizes or any(size < 1 for size in sizes):
+                raise ConfigError(f"--input-shape {name}: expected sizes of at least 1")
+        if self.target is not None:
+            parse_target(self.target)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that is used."""
+        return OPTIMIZERS[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def goal(self) -> Target | None:
+        """The target as data."""
+        return None if self.target is None else parse_target(self.target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON can hold them, with the learning rate that is used."""
+        plain = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+        return plain | {"learning_rate": self.rate}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown field, or an impossible value.
+        """
+        known = [entry.name for entry in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(
+                f"unknown option {', '.join(unknown)}; expected some of {', '.join(known)}",
+                options=tuple(unknown),
+            )
+        return cls(**values)
+
+
+def _option(name: str) -> str:
+    """The command line's name of a field."""
+    renamed = {"learning_rate": "lr", "run_directory": "run-dir"}
+    return f"--{renamed.get(name, name.replace('_', '-'))}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _check_number(
+    name: str,
+    value: float | None,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    integer: bool = False,
+) -> None:
+    if value is None:
+        return
+    is_number = isinstance(value, int if integer else (int, float)) and math.isfinite(value)
+    if (
+        not is_number
+        or (low is not None and value < low)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    ):
+        kind = "an integer" if integer else "a number"
+        limits = {"at least": low, "more than": above, "less than": below}
+        wanted = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        raise ConfigError(
+            f"{_option(name)} {value}: expected {kind}, {' and '.join(wanted)}",
+            option=name,
+            value=value,
+        )
+
+
+def _check_pattern(name: str, pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigError(
+            f"{_option(name)} {pattern}: not a regular expression ({error}); "
+            "write \\ before a special character",
+            option=name,
+        ) from error
+
+
+def output_path(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    protected: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """Where the pruned model goes, checked before hours of training and not after.
+
+    Args:
+        model: the file that is pruned; never overwritten, not through a link either.
+        output: where to write; None for <stem>.pruned.onnx in the current folder.
+        protected: other files that must survive, such as the data.
+
+    Raises:
+        ConfigError: the file is one of those to be kept, is a folder, or lies in a folder that
+            does not exist or cannot be written.
+    """
+    source = Path(model)
+    target = Path(f"{source.stem}.pruned.onnx") if output is None else Path(output)
+    if target.is_dir():
+        raise ConfigError(f"-o {target}: is a folder; add a file name", output=target)
+    if not target.parent.is_dir():
+        raise ConfigError(
+            f"-o {target}: folder {target.parent} does not exist; create it first", output=target
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise ConfigError(
+            f"-o {target}: folder {target.parent} cannot be written; choose another", output=target
+        )
+    for file in (source, *(Path(path) for path in protected)):
+        if _is_same_file(target, file):
+            raise ConfigError(
+                f"-o {target}: would overwrite {file}, which is read; choose another name",
+                output=target,
+            )
+    return target
+
+
+def _is_same_file(target: Path, file: Path) -> bool:
+    """Whether both paths lead to one file, through symbolic and hard links too."""
+    if target.resolve() == file.resolve():
+        return True
+    return target.exists() and file.exists() and target.samefile(file)

@@ -1,0 +1,237 @@
+"""The training copy: the user's graph in a form that the gradient engine can differentiate.
+
+`lower` is pure; the copy lives for one round and is thrown away. Names of values that exist in the
+user's graph stay, so that parameters, statistics and gradients can be found by name. What a rewrite
+adds is named after the value it computes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.emit import Emitter
+from onnxprune.errors import ConfigError
+from onnxprune.model import (
+    constant,
+    convert_opset,
+    model_input,
+    node_key,
+    opset,
+    trainable_dtype,
+)
+from onnxprune.training.compositions import LOWERINGS
+
+__all__ = ["TrainingCopy", "expose", "lower"]
+
+_FIRST_OPSET = 14  # BatchNormalization with training_mode
+_TARGET_OPSET = 17  # what older files are converted to
+_LAST_OPSET = 21
+_FIRST_IR = 8  # initializers need not be inputs
+_LAST_IR = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TrainingCopy:
+    """A lowered graph.
+
+    Attributes:
+        model: a graph of its own; never saved.
+        state: per initializer that forward passes update (running means and variances), the
+            graph output that holds its next value.
+    """
+
+    model: ir.Model
+    state: Mapping[str, str] = field(default_factory=dict)
+
+
+def lower(
+    model: ir.Model,
+    outputs: Sequence[str],
+    *,
+    batch_norm: Literal["train", "frozen"],
+    dropout: bool = True,
+    seed: int = 0,
+) -> TrainingCopy:
+    """The ancestors of `outputs`, in operators that can be differentiated.
+
+    Args:
+        model: the user's graph; left as it is.
+        outputs: names of the values that become the graph's outputs, in this order.
+        batch_norm: "train" normalizes by the batch and updates the running statistics; "frozen"
+            normalizes by the running statistics. A BatchNormalization whose statistics are
+            computed, or shared with another one, is always frozen.
+        dropout: whether a Dropout that states its ratio drops; all others are identities.
+        seed: of the Dropout nodes; each derives its own from its name.
+
+    Raises:
+        ConfigError: `outputs` names a value that does not exist.
+        ModelError: the graph's opset cannot be converted.
+    """
+    copy = model.clone()
+    if copy.functions:
+        ir.passes.common.InlinePass()(copy)
+    _keep_ancestors(copy, outputs)
+    copy = _modern(copy)
+    _initializers_only(copy.graph)
+    _lift_float_constants(copy.graph)
+    _infer(copy)
+    state = _set_batch_norm(copy.graph, train=batch_norm == "train")
+    _set_dropout(copy.graph, version=opset(copy), drops=dropout, seed=seed)
+    _rewrite(copy)
+    ir.passes.common.RemoveUnusedNodesPass()(copy)
+    return TrainingCopy(model=copy, state=state)
+
+
+def expose(model: ir.Model, names: Sequence[str]) -> None:
+    """Turn the initializers `names` into graph inputs, in this order and in place."""
+    graph = model.graph
+    for name in names:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        graph.inputs.append(value)
+
+
+def _keep_ancestors(model: ir.Model, outputs: Sequence[str]) -> None:
+    graph = model.graph
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    for name in outputs:
+        if name not in values:
+            known = ", ".join(value.name or "" for value in graph.outputs)
+            raise ConfigError(
+                f"value {name!r}: not in the graph; its outputs are {known}", value=name
+            )
+    graph.outputs.clear()
+    graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    for value in list(model_input(model)):
+        if not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
+
+
+def _modern(model: ir.Model) -> ir.Model:
+    """The same graph with an opset and IR version that the engine reads."""
+    ir.passes.common.RemoveUnusedOpsetsPass()(model)
+    version = opset(model)
+    if version < _FIRST_OPSET:
+        model = convert_opset(model, _TARGET_OPSET)
+    elif version > _LAST_OPSET:
+        # No operator the engine knows changed its meaning since; new ones are lowered or refused.
+        model.graph.opset_imports[""] = _LAST_OPSET
+    model.ir_version = min(max(model.ir_version, _FIRST_IR), _LAST_IR)
+    return model
+
+
+def _initializers_only(graph: ir.Graph) -> None:
+    """Old files list initializers among the inputs; here an initializer is no input."""
+    for value in [value for value in graph.inputs if value.is_initializer()]:
+        graph.inputs.remove(value)
+
+
+def _lift_float_constants(graph: ir.Graph) -> None:
+    """Constant nodes that hold floats become initializers of the same name, so they can train."""
+    for node in list(graph):
+        if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+            continue
+        value = node.outputs[0]
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is None or value.is_graph_output() or not trainable_dtype(tensor.dtype):
+            continue
+        lifted = ir.Value(
+            name=value.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape),
+            const_value=tensor,
+        )
+        value.replace_all_uses_with(lifted)
+        graph.remove(node)
+        graph.register_initializer(lifted)
+
+
+def _infer(model: ir.Model) -> None:
+    """Shapes and types anew; those written in files are often wrong."""
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = None
+    ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _initializer_behind(value: ir.Value | None) -> ir.Value | None:
+    """The initializer that `value` is or copies."""
+    while value is not None and not value.is_initializer():
+        producer = value.producer()
+        if producer is None or producer.op_type != "Identity":
+            return None
+        value = producer.inputs[0]
+    return value
+
+
+def _set_batch_norm(graph: ir.Graph, *, train: bool) -> dict[str, str]:
+    """Put every BatchNormalization in one mode; next running statistics become graph outputs."""
+    nodes = [node for node in graph if node.op_type == "BatchNormalization"]
+    statistics = {
+        node: [_initializer_behind(node.inputs[slot]) for slot in (3, 4)] for node in nodes
+    }
+    readers = Counter(value for pair in statistics.values() for value in pair)
+    state: dict[str, str] = {}
+    for node, pair in statistics.items():
+        tracked = train and all(value is not None and readers[value] == 1 for value in pair)
+        node.attributes["training_mode"] = ir.AttrInt64("training_mode", int(tracked))
+        node.resize_outputs(3 if tracked else 1)
+        if not tracked:
+            continue
+        for slot, value in enumerate(pair):
+            assert value is not None and value.name is not None
+            node.replace_input_with(3 + slot, value)
+            following = node.outputs[1 + slot]
+            following.name = f"{value.name}/next"
+            following.type, following.shape = value.type, value.shape
+            graph.outputs.append(following)
+            state[value.name] = following.name
+    return state
+
+
+def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> None:
+    for node in [node for node in graph if node.op_type == "Dropout"]:
+        ratio = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        if drops and ratio is not None and float(ratio) > 0:
+            e = Emitter(node_key(node), opset=version)
+            node.resize_inputs(3)
+            node.replace_input_with(2, e.constant(np.array(True)))
+            e.add_to(graph, before=node)
+            own = zlib.crc32(f"{seed}/{node_key(node)}".encode())
+            node.attributes["seed"] = ir.AttrInt64("seed", own)
+        elif not any(value.uses() for value in node.outputs[1:]):
+            e = Emitter(node_key(node), opset=version)
+            _replace(graph, node, e, e.op("Identity", node.inputs[0]))
+
+
+def _rewrite(model: ir.Model) -> None:
+    """Apply the table of compositions to every node of the main graph."""
+    for node in list(model.graph):
+        lowering = LOWERINGS.get(node.op_type)
+        if lowering is None or node.domain not in ("", "ai.onnx"):
+            continue
+        data = node.inputs[0] if node.inputs else None
+        dtype = (data.dtype if data is not None else None) or ir.DataType.FLOAT
+        if not trainable_dtype(dtype):
+            continue
+        e = Emitter(node_key(node), opset=opset(model), dtype=dtype)
+        value = lowering(e, node)
+        if value is not None:
+            _replace(model.graph, node, e, value)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, e: Emitter, value: ir.Value) -> None:
+    """Let `value` take the place and the name of the node's first output."""
+    old = node.outputs[0]
+    value.name, value.type, value.shape = old.name, old.type, old.shape
+    e.add_to(graph, before=node)
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
