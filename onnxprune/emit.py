@@ -1,7 +1,7 @@
 """Writing nodes: the thin layer over `onnx_ir.tape` that every derived graph is built with.
 
-An `Emitter` names what it makes after a prefix, so that names are reproducible and tell where a node
-comes from, and it hides the few places where the same operator is spelled differently by opset.
+An `Emitter` names what it makes after a prefix, so that names are reproducible and tell where a
+node comes from, and it hides the few places where an operator is spelled differently by opset.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import version_converter
+from onnx.reference import ReferenceEvaluator
 
 from onnxprune.base import Array
 from onnxprune.errors import InvalidModelError, ModelError
@@ -26,6 +27,7 @@ __all__ = [
     "constant",
     "constants",
     "convert_opset",
+    "evaluate",
     "file_size",
     "has_external_data",
     "load",
@@ -162,6 +164,49 @@ def serialize(model: ir.Model) -> Iterator[bytes | str]:
 def parse(data: bytes) -> ir.Model:
     """The model that `data` holds, as an engine handed it back."""
     return ir.from_proto(onnx.load_model_from_string(data))
+
+
+def evaluate(
+    model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Array], outputs: Sequence[str]
+) -> dict[str, Array]:
+    """Run a few nodes of `model` with ONNX's reference implementation, without any runtime.
+
+    Args:
+        nodes: in topological order; what they read is in `feeds` or made by earlier ones.
+        feeds: arrays by value name.
+        outputs: names of the values wanted; those the reference cannot compute are left out.
+    """
+    graph = onnx.GraphProto(name="evaluate", node=[ir.to_proto(node) for node in nodes])
+    graph.initializer.extend(_tensor(name, array) for name, array in feeds.items())
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
+    for domain, version in model.graph.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    try:
+        results = ReferenceEvaluator(proto).run(list(outputs), {})
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, KeyError):
+        if len(nodes) == 1:
+            return {}
+        return _evaluate_one_by_one(model, nodes, feeds, outputs)
+    return {
+        name: np.asarray(result) for name, result in zip(outputs, results, strict=True)
+    }
+
+
+def _evaluate_one_by_one(
+    model: ir.Model, nodes: Sequence[ir.Node], feeds: Mapping[str, Array], outputs: Sequence[str]
+) -> dict[str, Array]:
+    """As `evaluate`, stopping only at the nodes that fail and what depends on them."""
+    known = dict(feeds)
+    for node in nodes:
+        if all(value is None or not value.name or value.name in known for value in node.inputs):
+            made = [value.name for value in node.outputs if value.name]
+            known.update(evaluate(model, [node], known, made))
+    return {name: known[name] for name in outputs if name in known}
+
+
+def _tensor(name: str, array: Array) -> onnx.TensorProto:
+    return ir.to_proto(ir.Tensor(array, name=name))
 
 
 def opset(model: ir.Model) -> int:

@@ -145,7 +145,8 @@ def _flattened(have: tuple[int, ...], want: int | None, layout: str) -> tuple[Ar
     if want is not None and want != size:
         return ()
     kept = Arrangement(shape=(size,))
-    if len(have) != 3 or 1 in (have[0], have[2]) or layout in ("nchw", "none"):
+    # with one channel or one pixel both orders are the same
+    if len(have) != 3 or have[2] in (1, size) or layout in ("nchw", "none"):
         return (kept,)
     turned = Arrangement(shape=(size,), order=_TO_FIRST)
     if layout == "nhwc":
@@ -157,9 +158,10 @@ def _unflattened(have: int, want: tuple[int, ...], layout: str) -> tuple[Arrange
     if have != math.prod(want):
         return ()
     kept = Arrangement(shape=want)
-    if len(want) != 3 or 1 in (want[0], want[2]) or layout == "none":
-        return (kept,)
     model = "nhwc" if _channels_last(want) else "nchw"
+    channels = want[-1 if model == "nhwc" else 0]
+    if len(want) != 3 or channels in (1, have) or layout == "none":
+        return (kept,)
     order = _TO_LAST if model == "nhwc" else _TO_FIRST
     # `before` is what `order` turns into the model's sizes
     before = _permuted(want, _TO_FIRST if model == "nhwc" else _TO_LAST)

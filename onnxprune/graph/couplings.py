@@ -9,25 +9,29 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Choice, Coupling, Ends, Fact, Frozen, Inexact, Reason
+from onnxprune.base import Array, Axis, Choice, Coupling, Ends, Fact, Frozen, Inexact, Reason
 from onnxprune.ops.registry import COUPLES, Sizes, View
 
 __all__ = ["facts", "views"]
 
 
-def views(model: ir.Model, shapes: Mapping[str, Sizes]) -> Iterator[View]:
+def views(
+    model: ir.Model, shapes: Mapping[str, Sizes], known: Mapping[str, Array]
+) -> Iterator[View]:
     """Every node of the main graph, in order, as rules see it."""
     opsets = model.graph.opset_imports
     for node in model.graph:
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
-        yield View(node=node, shapes=shapes, opset=opsets.get(domain, 1))
+        yield View(node=node, shapes=shapes, opset=opsets.get(domain, 1), known=known)
 
 
-def facts(model: ir.Model, shapes: Mapping[str, Sizes]) -> Iterator[tuple[View | None, Fact]]:
+def facts(
+    model: ir.Model, shapes: Mapping[str, Sizes], known: Mapping[str, Array]
+) -> Iterator[tuple[View | None, Fact]]:
     """All couplings, choices and freezes, each with the node that yields it (None: the graph)."""
     for fact in _borders(model, shapes):
         yield None, fact
-    for view in views(model, shapes):
+    for view in views(model, shapes, known):
         for fact in _node_facts(view):
             yield view, fact
 

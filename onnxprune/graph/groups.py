@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxprune.base import (
+    Array,
     Axis,
     Choice,
     Consumer,
@@ -30,7 +31,9 @@ from onnxprune.base import (
     Member,
     Reason,
 )
+from onnxprune.graph.constants import fold
 from onnxprune.graph.couplings import facts
+from onnxprune.graph.shapes import settle
 from onnxprune.model import constants, node_key
 from onnxprune.ops.registry import Sizes, View, arange
 
@@ -45,12 +48,14 @@ class Analysis:
         groups: in graph order.
         frozen: per axis of a parameter that is in no group: why.
         shapes: static sizes per value name.
+        known: arrays of values that are computed but cannot change.
         alternatives: product axes that could have carried other atoms: node, chosen, rejected sizes.
     """
 
     groups: tuple[Group, ...]
     frozen: tuple[Frozen, ...]
     shapes: Mapping[str, Sizes]
+    known: Mapping[str, Array]
     alternatives: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
 
     def group(self, name: str) -> Group:
@@ -197,14 +202,15 @@ def _mixed(axis: Axis, product: _Product) -> Frozen:
     )
 
 
-def analyze(model: ir.Model, shapes: Mapping[str, Sizes]) -> Analysis:
+def analyze(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> Analysis:
     """Find the groups of `model`.
 
     Args:
         model: the user's graph; not changed.
-        shapes: static sizes per value name, as `shapes.infer` gives them.
+        shapes: static sizes per value name; inferred when not given.
     """
-    collected = list(facts(model, shapes))
+    shapes, known = settle(model) if shapes is None else (shapes, fold(model, shapes))
+    collected = list(facts(model, shapes, known))
     ids = _number(collected, shapes)
     solver = _Solver(ids)
     for view, fact in collected:
@@ -224,6 +230,7 @@ def analyze(model: ir.Model, shapes: Mapping[str, Sizes]) -> Analysis:
         ),
         frozen=tuple(_refusals(solver, labels, stopped, weights)),
         shapes=shapes,
+        known=known,
         alternatives=tuple(solver.alternatives),
     )
 
@@ -292,7 +299,7 @@ def _groups(
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
     pattern = number[order]
     by_pattern: dict[bytes, list[Index]] = {}
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    for start, stop in zip(starts, np.append(starts[1:], len(order)), strict=False):
         if holds[pattern[start:stop]].any():
             by_pattern.setdefault(pattern[start:stop].tobytes(), []).append(order[start:stop])
     result = []

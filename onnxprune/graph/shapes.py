@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from onnxprune.base import Array
 from onnxprune.errors import ConfigError
+from onnxprune.graph.constants import fold
 from onnxprune.model import model_input
 from onnxprune.ops.registry import Sizes
 
-__all__ = ["infer", "parse_input_shape", "unresolved", "with_input_shapes"]
+__all__ = ["infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -53,12 +56,83 @@ def with_input_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) ->
     return copy
 
 
-def infer(model: ir.Model) -> dict[str, Sizes]:
-    """Sizes per value name; None for a size that is symbolic or unknown, absent for unknown rank."""
+def settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
+    """Static sizes and computed constants of `model`.
+
+    Every open size of the inputs is given a number, twice, with different numbers; what comes out
+    equal both times is static. So sizes that hide behind arithmetic on the batch size are found
+    without running the model.
+
+    Returns:
+        Sizes per value name (None: dynamic; absent: unknown rank), and arrays of values that are
+        computed but cannot change.
+    """
+    first = _settle(_numbered(model, 0))
+    if not any(_open(value) for value in model_input(model)):
+        return first
+    second = _settle(_numbered(model, 1))
+    shapes = {
+        name: tuple(a if a == b else None for a, b in zip(sizes, second[0][name], strict=True))
+        for name, sizes in first[0].items()
+        if name in second[0] and len(second[0][name]) == len(sizes)
+    }
+    known = {
+        name: array
+        for name, array in first[1].items()
+        if name in second[1] and np.array_equal(array, second[1][name])
+    }
+    return shapes, known
+
+
+def _settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
+    """Inference and folding in turn until neither teaches the other anything."""
+    known: dict[str, Array] = {}
+    while True:
+        shapes = infer(model, known)
+        found = fold(model, shapes)
+        if len(found) == len(known):
+            return shapes, found
+        known = found
+
+
+def _open(value: ir.Value) -> list[int]:
+    """Positions of the sizes that are not numbers."""
+    if value.shape is None:
+        return []
+    return [position for position, size in enumerate(value.shape) if not isinstance(size, int)]
+
+
+_STAND_INS = {"batch": (6, 10), "spatial": (64, 128), "other": (24, 40)}
+
+
+def _numbered(model: ir.Model, which: int) -> ir.Model:
+    """A copy whose open input sizes are numbers; sizes of one name get the same number."""
+    copy = model.clone()
+    chosen: dict[str, int] = {}
+    for value in model_input(copy):
+        for position in _open(value):
+            assert value.shape is not None
+            kind = "batch" if position == 0 else "spatial" if len(value.shape) > 3 else "other"
+            name = str(value.shape[position]) if value.shape[position] else f"{kind}?"
+            number = chosen.setdefault(name, _STAND_INS[kind][which])
+            shape = value.shape.copy()
+            shape[position] = number
+            value.shape = shape
+    return copy
+
+
+def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str, Sizes]:
+    """Sizes per value name; None for a size that is symbolic or unknown, absent for unknown rank.
+
+    Args:
+        model: not changed.
+        known: arrays of computed values, as `constants.fold` finds them.
+    """
     copy = model.clone()
     for node in copy.graph:
         for value in node.outputs:
             value.shape = None
+    _pin(copy, known or {})
     result = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     graph = result.model.graph
     shapes: dict[str, Sizes] = {}
@@ -67,6 +141,17 @@ def infer(model: ir.Model) -> dict[str, Sizes]:
         if sizes is not None and value.name:
             shapes[value.name] = sizes
     return shapes
+
+
+def _pin(model: ir.Model, known: Mapping[str, Array]) -> None:
+    """Let the readers of computed constants read initializers instead."""
+    for node in list(model.graph) if known else ():
+        for value in node.outputs:
+            if value.name in known and not value.is_graph_output():
+                tensor = ir.Tensor(known[value.name])
+                pinned = ir.Value(name=f"{value.name}/known", const_value=tensor)
+                model.graph.register_initializer(pinned)
+                ir.convenience.replace_all_uses_with(value, pinned)
 
 
 def _outputs(graph: ir.Graph) -> list[ir.Value]:

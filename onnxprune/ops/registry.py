@@ -14,7 +14,7 @@ an operator stand in its family's file; a third party may add its own from its o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -55,11 +55,13 @@ class View:
     Attributes:
         shapes: sizes per value name, None for a size that is not static; absent = unknown rank.
         opset: version of the node's operator set.
+        known: arrays of values that are computed but cannot change (slice bounds, paddings).
     """
 
     node: ir.Node
     shapes: Mapping[str, Sizes]
     opset: int
+    known: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -82,8 +84,10 @@ class View:
         return self.shapes[value.name]
 
     def constant(self, slot: int) -> Array | None:
-        """The array at input `slot`; None when it is absent or computed."""
-        return constant(self.input(slot))
+        """The array at input `slot`; None when it is absent or can change."""
+        value = self.input(slot)
+        array = constant(value)
+        return self.known.get(value.name or "") if array is None and value is not None else array
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The attribute's value or `default`."""

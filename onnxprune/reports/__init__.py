@@ -17,7 +17,7 @@ from onnxprune.reports.records import (
 )
 from onnxprune.reports.report import FrozenRow, GroupRow, Inspection, Report, Size
 from onnxprune.reports.table import render
-from onnxprune.reports.units import human, human_bytes
+from onnxprune.reports.quantities import human, human_bytes
 
 __all__ = [
     "Evaluated",

@@ -8,6 +8,7 @@ twice writes the same file, but for the durations.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -147,14 +148,20 @@ def _event(record: dict[str, Any]) -> Event | dict[str, Any]:
     names = [] if kind is None else [entry.name for entry in fields(kind)]
     if kind is None or set(names) != record.keys() - {"type"}:
         return record
-    values = {name: _restored(record[name]) for name in names}
+    verbatim = ("config", "report")  # here null means that there is none
+    values = {
+        name: record[name] if name in verbatim else _restored(record[name]) for name in names
+    }
     event: Event = kind(**values)
     return event
 
 
 def _restored(value: Any) -> Any:
+    """Undo `plain` as far as the fields of events need it: null was NaN, a list was a tuple."""
     if value is None:
         return math.nan
+    if isinstance(value, dict):
+        return {key: math.nan if entry is None else entry for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -174,12 +181,8 @@ class RunDirectory:
         Raises:
             ConfigError: it cannot be made.
         """
-        number = 1
-        while True:
-            try:
-                return cls._made(Path(parent) / f"{stem}-{number}")
-            except FileExistsError:
-                number += 1
+        candidates = (Path(parent) / f"{stem}-{number}" for number in itertools.count(1))
+        return next(run for run in map(cls._made, candidates) if run is not None)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
@@ -189,23 +192,22 @@ class RunDirectory:
             ConfigError: it holds something already, or cannot be made.
         """
         folder = Path(path)
-        try:
-            return cls._made(folder)
-        except FileExistsError:
-            if folder.is_dir() and not any(folder.iterdir()):
-                return cls(folder)
+        made = cls._made(folder)
+        if made is not None:
+            return made
+        if folder.is_dir() and not any(folder.iterdir()):
+            return cls(folder)
         raise ConfigError(f"--run-dir {folder}: not empty; choose another", path=folder)
 
     @classmethod
-    def _made(cls, folder: Path) -> RunDirectory:
+    def _made(cls, folder: Path) -> RunDirectory | None:
+        """The new folder; None when there is something of that name."""
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
-        except FileExistsError:
-            if folder.exists():
-                raise
-            raise ConfigError(f"--run-dir {folder}: {folder.parent} is a file") from None
         except OSError as error:
+            if isinstance(error, FileExistsError) and folder.exists():
+                return None
             raise ConfigError(
                 f"--run-dir {folder}: cannot be made ({error.strerror}); choose another",
                 path=folder,

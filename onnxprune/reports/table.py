@@ -1,7 +1,7 @@
 """Reports and inspections as text.
 
-Entry: `render`. On a terminal it uses rich, in a file or a pipe plain columns that `grep` and `diff`
-can read. Both are made from the same rows, so they say the same.
+Entry: `render`. On a terminal it uses rich, in a file or a pipe plain columns that `grep` and
+`diff` can read. Both are made from the same rows, so they say the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.reports.report import Inspection, Report, Size
-from onnxprune.reports.units import change, human, human_bytes, points
+from onnxprune.reports.quantities import change, human, human_bytes, points
 
 __all__ = ["render"]
 

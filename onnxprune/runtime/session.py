@@ -1,8 +1,8 @@
 """ONNX Runtime sessions: what is installed, where it runs, and running a model on arrays.
 
-`Runner` runs a model on arrays; `buffers.Bound` runs one on device buffers. Nothing here knows about
-training. Beside `training/gradient.py` this is the only module that imports onnxruntime, and it does
-so when a session is opened, not when it is imported.
+`Runner` runs a model on arrays; `buffers.Bound` runs one on device buffers. Nothing here knows
+about training. Beside `training/gradient.py` this is the only module that imports onnxruntime, and
+it does so when a session is opened, not when it is imported.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `LOWERINGS` maps an operator to a function `(emitter, node) -> value | None` that writes an equal
 composition and returns what replaces the node's first output, or None to leave the node alone (it
-is one the engine handles, or sizes it would need are unknown). The training copy alone is rewritten;
-the user's graph never is. Which operators need it was measured: ORT_TRAINING.md.
+is one the engine handles, or sizes it would need are unknown). The training copy alone is
+rewritten; the user's graph never is. Which operators need it was measured: ORT_TRAINING.md.
 
 A kink is written with Where, not Max or Abs: at exactly 0, where untrained and dead units sit, the
 engine's gradients of Relu and Abs are 0, while softplus or Elu have a slope there.
@@ -233,7 +233,7 @@ def _standardized(e: Emitter, x: ir.Value, axes: Sequence[int], epsilon: float) 
 def _affine(
     e: Emitter, x: ir.Value, scale: ir.Value | None, bias: ir.Value | None, trailing: int
 ) -> ir.Value:
-    """x * scale + bias, both (C,) vectors with `trailing` axes behind theirs."""
+    """Scale and shift: x * scale + bias, both (C,) vectors with `trailing` axes behind theirs."""
     axes = e.integers(*range(1, 1 + trailing))
     scaled = e.op("Mul", x, e.op("Unsqueeze", scale, axes) if trailing else scale)
     return e.op("Add", scaled, e.op("Unsqueeze", bias, axes) if trailing else bias)
@@ -290,7 +290,7 @@ def _lp_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
 
 
 def _lrn(e: Emitter, node: ir.Node) -> ir.Value | None:
-    """x / (bias + alpha / size * sum of x^2 over `size` channels) ^ beta."""
+    """Divide: x / (bias + alpha / size * sum of x^2 over `size` channels) ^ beta."""
     x, size = _data(node), int(_attribute(node, "size", 1))
     shape = shape_of(x)
     if shape is None or shape[1] is None:
@@ -348,7 +348,7 @@ def _ceil_growth(size: int, begin: int, end: int, extent: int, stride: int) -> i
 def _share_of_input(
     node: ir.Node, sizes: Sequence[int], kernel: list[int], pads: list[int]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """kernel size / what AveragePool divides by, per output position: (sizes of the output)."""
+    """Kernel size / what AveragePool divides by, per output position: (sizes of the output)."""
     rank = len(kernel)
     strides = _attribute(node, "strides", [1] * rank)
     dilations = _attribute(node, "dilations", [1] * rank)
@@ -384,7 +384,7 @@ def _average_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     if list(sizes) == kernel and not any(pads):
         return e.op("GlobalAveragePool", x)
     weight = np.full((channels, 1, *kernel), 1 / math.prod(kernel), dtype=e.dtype.numpy())
-    options = {
+    options: dict[str, Any] = {
         name: list(_attribute(node, name, None))
         for name in ("strides", "dilations")
         if _attribute(node, name, None) is not None

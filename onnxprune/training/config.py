@@ -70,14 +70,11 @@ class Target:
             raise ConfigError(f"target {self.kind}: expected a fraction or a number, not both")
         if self.fraction is not None and not 0.0 < self.fraction < 1.0:
             raise ConfigError(
-                f"target {self.kind}={self.fraction:.6g}: what remains must be more than 0% and "
-                "less than 100%",
+                f"target {self}: what remains must be more than 0% and less than 100%",
                 fraction=self.fraction,
             )
         if self.absolute is not None and self.absolute < 1:
-            raise ConfigError(
-                f"target {self.kind}={self.absolute}: expected at least 1", absolute=self.absolute
-            )
+            raise ConfigError(f"target {self}: expected at least 1", absolute=self.absolute)
 
     def __str__(self) -> str:
         if self.fraction is not None:

@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from onnxprune.emit import Emitter
-from onnxprune.errors import ConfigError
+from onnxprune.errors import ConfigError, UnsupportedOperatorError
 from onnxprune.model import (
     constant,
     convert_opset,
@@ -28,7 +29,7 @@ from onnxprune.model import (
 )
 from onnxprune.training.compositions import LOWERINGS
 
-__all__ = ["TrainingCopy", "expose", "lower"]
+__all__ = ["TrainingCopy", "evaluation_copy", "expose", "lower"]
 
 _FIRST_OPSET = 14  # BatchNormalization with training_mode
 _TARGET_OPSET = 17  # what older files are converted to
@@ -76,7 +77,7 @@ def lower(
     """
     copy = model.clone()
     if copy.functions:
-        ir.passes.common.InlinePass()(copy)
+        passes.InlinePass()(copy)
     _keep_ancestors(copy, outputs)
     copy = _modern(copy)
     _initializers_only(copy.graph)
@@ -85,8 +86,28 @@ def lower(
     state = _set_batch_norm(copy.graph, train=batch_norm == "train")
     _set_dropout(copy.graph, version=opset(copy), drops=dropout, seed=seed)
     _rewrite(copy)
-    ir.passes.common.RemoveUnusedNodesPass()(copy)
+    passes.RemoveUnusedNodesPass()(copy)
     return TrainingCopy(model=copy, state=state)
+
+
+def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
+    """The ancestors of `outputs` for forward passes: the user's operators, as they are.
+
+    Args:
+        model: the user's graph; left as it is.
+        outputs: names of the values that become the graph's outputs, in this order.
+
+    Raises:
+        ConfigError: `outputs` names a value that does not exist.
+    """
+    copy = model.clone()
+    if copy.functions:
+        passes.InlinePass()(copy)
+    _keep_ancestors(copy, outputs)
+    copy.ir_version = max(copy.ir_version, _FIRST_IR)
+    _initializers_only(copy.graph)
+    _lift_float_constants(copy.graph)
+    return copy
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> None:
@@ -109,7 +130,7 @@ def _keep_ancestors(model: ir.Model, outputs: Sequence[str]) -> None:
             )
     graph.outputs.clear()
     graph.outputs.extend(values[name] for name in dict.fromkeys(outputs))
-    ir.passes.common.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
     for value in list(model_input(model)):
         if not value.uses() and not value.is_graph_output():
             graph.inputs.remove(value)
@@ -117,7 +138,7 @@ def _keep_ancestors(model: ir.Model, outputs: Sequence[str]) -> None:
 
 def _modern(model: ir.Model) -> ir.Model:
     """The same graph with an opset and IR version that the engine reads."""
-    ir.passes.common.RemoveUnusedOpsetsPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
     version = opset(model)
     if version < _FIRST_OPSET:
         model = convert_opset(model, _TARGET_OPSET)
@@ -146,7 +167,7 @@ def _lift_float_constants(graph: ir.Graph) -> None:
         lifted = ir.Value(
             name=value.name,
             type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape),
+            shape=ir.Shape(tensor.numpy().shape),
             const_value=tensor,
         )
         value.replace_all_uses_with(lifted)
@@ -159,7 +180,7 @@ def _infer(model: ir.Model) -> None:
     for node in model.graph:
         for value in node.outputs:
             value.shape = None
-    ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _initializer_behind(value: ir.Value | None) -> ir.Value | None:
@@ -185,9 +206,11 @@ def _set_batch_norm(graph: ir.Graph, *, train: bool) -> dict[str, str]:
         node.attributes["training_mode"] = ir.AttrInt64("training_mode", int(tracked))
         node.resize_outputs(3 if tracked else 1)
         if not tracked:
+            _freeze(graph, node)
             continue
         for slot, value in enumerate(pair):
-            assert value is not None and value.name is not None
+            assert value is not None
+            assert value.name is not None
             node.replace_input_with(3 + slot, value)
             following = node.outputs[1 + slot]
             following.name = f"{value.name}/next"
@@ -195,6 +218,29 @@ def _set_batch_norm(graph: ir.Graph, *, train: bool) -> dict[str, str]:
             graph.outputs.append(following)
             state[value.name] = following.name
     return state
+
+
+def _freeze(graph: ir.Graph, node: ir.Node) -> None:
+    """Write a BatchNormalization that uses its running statistics as scale and shift.
+
+    The engine would turn it into one that normalizes by the batch.
+    """
+    x, scale, bias, mean, variance = node.inputs[:5]
+    if x is None or x.shape is None:
+        raise UnsupportedOperatorError(
+            f"BatchNormalization {node_key(node)}: its input has an unknown rank, so it cannot be "
+            "frozen; give the input shape with --input-shape, or train its statistics",
+            node=node_key(node),
+        )
+    e = Emitter(node_key(node), opset=_FIRST_OPSET, dtype=x.dtype or ir.DataType.FLOAT)
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    slope = e.op("Div", scale, e.op("Sqrt", e.op("Add", variance, e.scalar(epsilon))))
+    shift = e.op("Sub", bias, e.op("Mul", mean, slope))
+    trailing = range(1, len(x.shape) - 1)
+    if trailing:
+        slope = e.op("Unsqueeze", slope, e.integers(*trailing))
+        shift = e.op("Unsqueeze", shift, e.integers(*trailing))
+    _replace(graph, node, e, e.op("Add", e.op("Mul", x, slope), shift))
 
 
 def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> None:

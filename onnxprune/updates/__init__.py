@@ -1,1 +1,1 @@
-"""TODO."""
+"""How parameters move: optimizers as graph emitters, the update graph, learning-rate schedules."""

@@ -33,8 +33,8 @@ def _scaled(number: float | None, unit: str) -> str:
     if number is None or not math.isfinite(number):
         return "-"
     level = 0
-    # 999.95 k would be written as 1000 k
-    while abs(number) >= 999.95 and level < len(_PREFIXES) - 1:
+    # 999.5 would be written as 1000
+    while abs(number) >= 999.5 and level < len(_PREFIXES) - 1:
         number /= 1000
         level += 1
     digits = f"{number:.0f}" if level == 0 or abs(number) >= 100 else f"{number:.1f}"

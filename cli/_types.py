@@ -1,0 +1,67 @@
+"""Option values that need reading (shapes, numbers, shares), and options that commands share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["analysis_options", "numbers", "shapes", "share"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_SHAPE = re.compile(r"(?P<name>.+):(?P<sizes>\d+(?:,\d+)*)")
+
+
+def shapes(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -> Mapping[str, Any]:
+    """Read `name:1,3,224,224`, given any number of times; the name may hold colons."""
+    found = {}
+    for text in value:
+        match = _SHAPE.fullmatch(text)
+        if match is None:
+            raise click.BadParameter(f"{text!r}: expected name:1,3,224,224")
+        found[match["name"]] = tuple(int(size) for size in match["sizes"].split(","))
+    return found
+
+
+def numbers(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Read `0.485,0.456,0.406`."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected numbers such as 0.485,0.456,0.406") from None
+
+
+def share(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    """Read `0.01` or `1%`."""
+    if value is None:
+        return None
+    try:
+        number = float(value.removesuffix("%"))
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected a number such as 0.01 or 1%") from None
+    return number / 100 if value.endswith("%") else number
+
+
+def analysis_options(command: _Command) -> _Command:
+    """Add the options that say how a model is to be read."""
+    options = (
+        click.option(
+            "--input-shape",
+            "input_shapes",
+            metavar="NAME:1,3,224,224",
+            multiple=True,
+            callback=shapes,
+            help="Sizes of an input that the model leaves open; may be repeated.",
+        ),
+        click.option("--train-params", metavar="REGEX", help="Train only these parameters."),
+        click.option("--freeze", metavar="REGEX", help="Do not train these parameters."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

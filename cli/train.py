@@ -1,0 +1,188 @@
+"""`onnxprune train`: train a model and make it smaller on the way.
+
+Every option but those of input and output is a field of `RunConfig`, from which it takes its
+default; `onnxprune.train` takes the same names as keyword arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.data import EMBEDDED, LAYOUTS, Data, fit, input_specs, read
+from onnxprune.errors import ConfigError
+from onnxprune.methods import METHODS
+from onnxprune.model import load
+from onnxprune.training.config import (
+    BATCH_NORM,
+    LOSSES,
+    OPTIMIZERS,
+    PROVIDERS,
+    SCHEDULES,
+    RunConfig,
+    output_path,
+)
+
+from . import _render
+from ._types import analysis_options, numbers, share
+
+__all__ = ["train"]
+
+_DEFAULTS = {entry.name: entry.default for entry in fields(RunConfig)}
+
+
+def _option(field: str, *names: str, **settings: Any) -> Callable[..., Any]:
+    """An option for a field of RunConfig, named after it, with its default."""
+    default = _DEFAULTS[field]
+    flags = names or (f"--{field.replace('_', '-')}",)
+    if isinstance(settings.get("type"), tuple):
+        settings["type"] = click.Choice(settings["type"])
+    return click.option(
+        *flags, field, default=default, show_default=default is not None, **settings
+    )
+
+
+_MAIN = (
+    click.option("--data", metavar="FILE", help="An .npz file with x and y, or 'digits'."),
+    click.option("--val", metavar="FILE", help="Validation data; otherwise a part of --data."),
+    click.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="Where the result goes.  [default: MODEL's name with .pruned.onnx, in this folder]",
+    ),
+    _option("method", type=tuple(METHODS), help="How units are chosen for removal."),
+    _option(
+        "target",
+        metavar="params=30%",
+        help="What should remain; macs=50% and params=9k do as well.",
+    ),
+    _option("epochs", type=int, help="Passes over the data."),
+    _option(
+        "max_drop",
+        metavar="FLOAT",
+        callback=share,
+        help="By how much the metric may fall: 0.01 or 1%.",
+    ),
+    _option("keep", metavar="REGEX", help="Remove nothing from these groups."),
+    _option("prune_interval", type=int, help="Steps between removals.  [default: the method's]"),
+    _option("patience", type=int, help="Stop after so many epochs without improvement."),
+)
+_OPTIMIZATION = (
+    _option("batch_size", type=int, help="Examples per step."),
+    _option("learning_rate", "--lr", type=float, help="Learning rate.  [default: by optimizer]"),
+    _option("optimizer", type=tuple(OPTIMIZERS), help="Update rule."),
+    _option("momentum", type=float, help="For --optimizer momentum."),
+    _option("weight_decay", type=float, help="Decoupled for adamw, else L2."),
+    _option("clip", type=float, help="Largest global norm of the gradients."),
+    _option("schedule", type=SCHEDULES, help="Of the learning rate."),
+    _option("loss", type=LOSSES, help="Loss function."),
+    _option("output_name", metavar="NAME", help="The graph output with the prediction."),
+    _option("batch_norm", type=BATCH_NORM, help="Statistics that BatchNormalization uses."),
+)
+_DATA = (
+    _option("scale", type=float, help="Factor for the data.  [default: 1/255 for uint8, else 1]"),
+    _option("mean", metavar="A,B,C", callback=numbers, help="Subtracted, after --scale."),
+    _option("std", metavar="A,B,C", callback=numbers, help="Divided by, after --mean."),
+    _option("layout", type=LAYOUTS, help="How the axes of the data lie."),
+    _option("validation_fraction", type=float, help="Part of --data that is put aside."),
+)
+_RUN = (
+    _option("seed", type=int, help="Of everything random."),
+    _option("provider", type=PROVIDERS, help="Where to compute."),
+    _option("threads", type=int, help="Of the runtime.  [default: it chooses]"),
+    _option("run_directory", "--run-dir", metavar="DIR", help="For records.  [default: runs/...]"),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON, show no progress."),
+    click.option("--quiet", is_flag=True, help="Show no progress."),
+    click.option("--dry-run", is_flag=True, help="Check everything, train and write nothing."),
+)
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add all options, in the order in which --help shows them."""
+    for option in reversed(_RUN):
+        command = option(command)
+    command = analysis_options(command)
+    for option in reversed((*_MAIN, *_OPTIMIZATION, *_DATA)):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("model", type=click.Path())
+@_options
+def train(
+    *,
+    model: str,
+    data: str | None,
+    val: str | None,
+    output: str | None,
+    as_json: bool,
+    quiet: bool,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Train MODEL on data and remove what it does not need; write a smaller ONNX file."""
+    config = RunConfig(**options)
+    if data is None:
+        raise ConfigError(
+            f"{model}: nothing to train on; give --data FILE.npz with arrays x and y, or an "
+            f"embedded data set: --data {', '.join(EMBEDDED)}"
+        )
+    protected = [data] if val is None else [data, val]
+    target = output_path(model, output, protected=protected)
+    if dry_run:
+        _dry_run(model, data, val, target, config, as_json=as_json)
+        return
+    import onnxprune
+
+    with _render.progress(show=not (as_json or quiet)) as on_event:
+        _, report = onnxprune.train(
+            model, data, validation=val, output=target, on_event=on_event, **options
+        )
+    _render.result(report, as_json=as_json)
+
+
+def _dry_run(
+    model: str, data: str, val: str | None, output: Path, config: RunConfig, *, as_json: bool
+) -> None:
+    """Show what a run would do; the data is read and must fit."""
+    import onnxprune
+
+    fitted = _fitted(model, data, val, config)
+    found = onnxprune.inspect(
+        model,
+        input_shapes=config.input_shapes or None,
+        train=config.train_params,
+        freeze=config.freeze,
+    )
+    facts: Mapping[str, Any] = {
+        "model": model,
+        "output": str(output),
+        "data": data,
+        "examples": len(fitted.train),
+        "conversions": list(fitted.notes),
+    }
+    if as_json:
+        merged = {**facts, "config": config.to_dict(), "inspection": found.to_dict()}
+        _render.mapping(merged, as_json=True)
+        return
+    texts = {**facts, "conversions": "; ".join(fitted.notes) or None}
+    _render.mapping({**texts, **config.to_dict()}, as_json=False)
+    _render.blank()
+    _render.result(found, as_json=False)
+
+
+def _fitted(model: str, data: str, val: str | None, config: RunConfig) -> Data:
+    return fit(
+        read(data, validation=val),
+        input_specs(load(model), config.input_shapes),
+        scale=config.scale,
+        mean=config.mean,
+        std=config.std,
+        layout=config.layout,
+    )

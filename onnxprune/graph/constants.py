@@ -1,0 +1,88 @@
+"""Integers that exporters compute at run time though nothing about them can change.
+
+TorchScript writes paddings and slice bounds as chains of Shape, Gather, Concat and Cast. `fold`
+evaluates those chains with the reference implementation; weights are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array
+from onnxprune.model import constant, constants, evaluate
+from onnxprune.ops.registry import Sizes
+
+__all__ = ["fold"]
+
+_LARGEST = 1024  # elements; shapes, paddings and indices are smaller
+_STANDARD = ("", "ai.onnx")
+_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
+
+
+def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
+    """The arrays of all values computed from integers, scalars and static shapes alone.
+
+    Args:
+        model: not changed.
+        shapes: static sizes per value name.
+
+    Returns:
+        Per value name its array; constants themselves are not listed.
+    """
+    known: dict[str, Array] = {}
+    chain: list[ir.Node] = []
+    roots: dict[str, Array] = {}
+    members: set[int] = set()
+    for node in model.graph:
+        if node.domain not in _STANDARD or node.op_type in _RANDOM or _has_graph(node):
+            continue
+        if node.op_type == "Shape":
+            sizes = shapes.get(node.inputs[0].name or "") if node.inputs[0] is not None else None
+            if sizes is not None and None not in sizes and node.outputs[0].name:
+                window = slice(_integer(node, "start", 0), _integer(node, "end", None))
+                roots[node.outputs[0].name] = np.array(sizes, np.int64)[window]
+        elif node.op_type != "Constant" and _foldable(node, roots, members):
+            chain.append(node)
+            members.add(id(node))
+    if chain:
+        known = _evaluate(model, chain, roots)
+    computed = {name: array for name, array in roots.items() if name not in constants(model)}
+    return {**computed, **known}
+
+
+def _integer(node: ir.Node, name: str, default: int | None) -> int | None:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else int(attribute.value)
+
+
+def _has_graph(node: ir.Node) -> bool:
+    return any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for attribute in node.attributes.values()
+    )
+
+
+def _foldable(node: ir.Node, roots: dict[str, Array], chain: set[int]) -> bool:
+    """Whether all inputs are small known integers or scalars; records constant inputs as roots."""
+    found: dict[str, Array] = {}
+    for value in node.inputs:
+        if value is None or not value.name:
+            continue
+        producer = value.producer()
+        if value.name in roots or (producer is not None and id(producer) in chain):
+            continue
+        array = constant(value)
+        if array is None or array.size > _LARGEST or (array.dtype.kind == "f" and array.size > 1):
+            return False
+        found[value.name] = array
+    roots.update(found)
+    return bool(node.inputs)
+
+
+def _evaluate(model: ir.Model, chain: list[ir.Node], roots: Mapping[str, Array]) -> dict[str, Array]:
+    outputs = [value.name for node in chain for value in node.outputs if value.name]
+    results = evaluate(model, chain, roots, outputs)
+    return {name: array for name, array in results.items() if array.size <= _LARGEST}

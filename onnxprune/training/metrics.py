@@ -1,0 +1,121 @@
+"""How good predictions are, over predictions gathered from all batches.
+
+A metric takes predictions and targets and returns one number. Logits and probabilities give the
+same accuracy and area under the curve where the loss says which threshold or order applies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import rankdata
+
+from onnxprune.base import Array
+from onnxprune.errors import DataError
+from onnxprune.training.losses import IGNORED, Objective
+
+__all__ = ["Metric", "accuracy", "area_under_curve", "loss", "mean_squared_error", "metric_for"]
+
+
+class Metric(NamedTuple):
+    """A number that says how good predictions are.
+
+    Attributes:
+        name: as reports call it.
+        compute: (predictions (n, ...), targets (n, ...)) -> number.
+        larger_is_better: which way is up.
+    """
+
+    name: str
+    compute: Callable[[Array, Array], float]
+    larger_is_better: bool
+
+
+def accuracy(predictions: Array, targets: Array, *, class_axis: int = 1) -> float:
+    """Share of targets that have the largest score.
+
+    Args:
+        predictions: (n, classes), (n, classes, ...) or (n, ..., classes): logits or probabilities.
+        targets: (n, ...) class numbers; `IGNORED` ones do not count.
+        class_axis: axis of the classes.
+    """
+    classes = predictions.argmax(axis=class_axis).reshape(targets.shape)
+    counted = targets != IGNORED
+    return float(np.mean(classes[counted] == targets[counted])) if counted.any() else float("nan")
+
+
+def binary_accuracy(predictions: Array, targets: Array, *, threshold: float) -> float:
+    """Share of targets on the right side of `threshold`: 0 for logits, 0.5 for probabilities."""
+    above = predictions.reshape(targets.shape) > threshold
+    return float(np.mean(above == (targets > 0.5)))
+
+
+def area_under_curve(scores: Array, targets: Array) -> float:
+    """Area under the ROC curve: P(score of a positive > of a negative) + P(equal) / 2.
+
+    Mann-Whitney: (sum of the positives' ranks - p (p + 1) / 2) / (p n), ties with their mean rank.
+
+    Args:
+        scores: (n,) or (n, 1): logits or probabilities, any increasing function of them.
+        targets: as many zeros and ones.
+
+    Raises:
+        DataError: only one class occurs.
+    """
+    positive = np.asarray(targets).reshape(-1) > 0.5
+    p, n = int(positive.sum()), int((~positive).sum())
+    if p == 0 or n == 0:
+        raise DataError("targets: the area under the curve needs both classes, got one")
+    ranks = rankdata(np.asarray(scores, dtype=np.float64).reshape(-1))
+    return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * n))
+
+
+def mean_squared_error(predictions: Array, targets: Array) -> float:
+    """Mean of (prediction - target)^2.
+
+    Args:
+        predictions, targets: of the same number of elements.
+    """
+    difference = predictions.astype(np.float64).reshape(targets.shape) - targets
+    return float(np.mean(difference**2))
+
+
+def loss(objective: Objective, predictions: Array, targets: Array) -> float:
+    """The objective's loss over all examples, from the values it reads (logits).
+
+    Args:
+        objective: from `losses.resolve`.
+        predictions: (n, ...) values of `objective.prediction`.
+        targets: (n, ...) as from `losses.prepare`.
+    """
+    z = predictions.astype(np.float64)
+    if objective.kind == "mse":
+        return mean_squared_error(predictions, targets)
+    if objective.kind == "binary-cross-entropy":
+        return float(np.mean(np.logaddexp(0, z) - z * targets.reshape(z.shape)))
+    rows = np.moveaxis(z, objective.class_axis, -1).reshape(-1, z.shape[objective.class_axis])
+    labels = targets.reshape(-1)
+    rows, labels = rows[labels != IGNORED], labels[labels != IGNORED]
+    chosen = rows[np.arange(len(rows)), labels]
+    return float(np.mean(logsumexp(rows, axis=1) - chosen))
+
+
+def metric_for(objective: Objective, *, logits: bool = True) -> Metric:
+    """The metric a run reports: accuracy for classes, else the mean squared error.
+
+    Args:
+        objective: from `losses.resolve`.
+        logits: whether predictions are `objective.prediction`; False: `objective.output`, which
+            may be probabilities.
+    """
+    if objective.kind == "cross-entropy":
+        axis = objective.class_axis
+        return Metric("accuracy", lambda p, t: accuracy(p, t, class_axis=axis), True)
+    if objective.kind == "binary-cross-entropy":
+        raw = logits or objective.output == objective.prediction
+        threshold = 0.0 if raw else 0.5
+        return Metric("accuracy", lambda p, t: binary_accuracy(p, t, threshold=threshold), True)
+    return Metric("mean squared error", mean_squared_error, False)

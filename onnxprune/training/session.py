@@ -1,0 +1,272 @@
+"""The training session: the one mutable object of a run.
+
+It owns all parameters, moments and running statistics from one structural change to the next. They
+are copied when it opens and when a snapshot is taken, and nowhere else: a step moves a batch in and
+a few small outputs out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Snapshot
+from onnxprune.errors import ConfigError, NonFiniteLossError, TrainingError
+from onnxprune.runtime.buffers import Bound, Store
+from onnxprune.runtime.session import Device, Runner
+from onnxprune.training.gradient import GradientGraph
+from onnxprune.training.lowering import expose
+from onnxprune.updates.graph import LEARNING_RATE, STEP, UpdateGraph
+
+__all__ = ["Session", "StepResult"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class StepResult:
+    """What one step gives back.
+
+    Attributes:
+        loss: of the batch, before the update.
+        extra: the step graph's other outputs (predictions, statistics), the update graph's too.
+    """
+
+    loss: float
+    extra: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Session:
+    """Training from one structural change to the next.
+
+    Args:
+        plain: the step graph.
+        update: the update graph, for the parameters and the state of `plain`.
+        snapshot: where to begin; moments it lacks begin at zero.
+        observed: the step graph with statistics, for steps that observe; None when there is none.
+        evaluation: a forward graph for `evaluate` (`lowering.evaluation_copy`); None when there
+            is none.
+        device: where all graphs run.
+
+    Raises:
+        TrainingError: the graphs disagree, or the snapshot lacks a parameter.
+        ModelError: the runtime refuses a graph.
+    """
+
+    def __init__(
+        self,
+        *,
+        plain: GradientGraph,
+        update: UpdateGraph,
+        snapshot: Snapshot,
+        observed: GradientGraph | None = None,
+        evaluation: ir.Model | None = None,
+        device: Device | None = None,
+    ) -> None:
+        _check_agreement(plain, update, observed)
+        self.device = device or Device()
+        self._start = snapshot
+        self._step = snapshot.step
+        self._last_finite: float | None = None
+        self._graph, self._update_graph = plain, update
+        self._store = Store(self.device)
+        self._fill(snapshot)
+        self._plain = self._bind_step(plain)
+        self._observed = None if observed is None else self._bind_step(observed)
+        self._update = self._bind_update(update)
+        self._evaluation = None if evaluation is None else self._bind_evaluation(evaluation)
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def _fill(self, snapshot: Snapshot) -> None:
+        for name in self._graph.parameters:
+            array = _found(snapshot.parameters, name, "parameter")
+            self._store.put(_parameter(name), array)
+            self._store.put(_gradient(name), np.zeros_like(array))
+            for slot in self._update_graph.moments:
+                known = snapshot.moments.get(slot, {}).get(name)
+                moment = np.zeros_like(array) if known is None else known
+                self._store.put(_moment(slot, name), moment)
+        for name in self._graph.state:
+            array = _found(snapshot.state, name, "state")
+            self._store.put(_state(name), array)
+            self._store.put(_next(name), array)
+
+    def _bind_step(self, graph: GradientGraph) -> Bound:
+        outputs = {graph.gradients[name]: _gradient(name) for name in graph.parameters}
+        outputs |= {output: _next(name) for name, output in graph.state.items()}
+        return Bound(
+            Runner(graph.model, self.device),
+            self._store,
+            inputs=self._inputs(graph),
+            outputs=outputs,
+        )
+
+    @staticmethod
+    def _inputs(graph: GradientGraph) -> dict[str, str]:
+        inputs = {name: _parameter(name) for name in graph.parameters}
+        return inputs | {name: _state(name) for name in graph.state}
+
+    def _bind_update(self, graph: UpdateGraph) -> Bound:
+        buffers = {name: _parameter(name) for name in graph.parameters}
+        for slot, names in graph.moments.items():
+            buffers |= {value: _moment(slot, name) for name, value in names.items()}
+        outputs = {target: buffers[source] for target, source in graph.overwrites.items()}
+        buffers |= {value: _gradient(name) for name, value in graph.gradients.items()}
+        for name, (source, target) in graph.carried.items():
+            buffers[source] = _next(name)
+            outputs[target] = _state(name)
+        runner = Runner(graph.model, self.device, optimize=False)
+        return Bound(runner, self._store, inputs=buffers, outputs=outputs)
+
+    def _bind_evaluation(self, model: ir.Model) -> Bound:
+        known = self._inputs(self._graph)
+        here = [name for name in known if name in model.graph.initializers]
+        copy = model.clone()
+        expose(copy, here)
+        inputs = {name: known[name] for name in here}
+        return Bound(Runner(copy, self.device), self._store, inputs=inputs, outputs={})
+
+    # --- working -------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done since training began, earlier sessions included."""
+        return self._step
+
+    def train_step(
+        self, feeds: Mapping[str, Array], *, learning_rate: float, observe: bool = False
+    ) -> StepResult:
+        """Do one optimizer step.
+
+        Args:
+            feeds: the batch: an array per input of the model, and the target.
+            learning_rate: of this step.
+            observe: whether to run the graph with statistics, whose outputs are in `extra`.
+
+        Raises:
+            ConfigError: `observe` without a graph with statistics.
+            DataError: an array is missing, or has another dtype or shape than the input.
+            NonFiniteLossError: before the update, so that parameters, moments and running
+                statistics are still those of the step before.
+        """
+        bound = self._observed if observe else self._plain
+        if bound is None:
+            raise ConfigError("observe: the session was opened without a graph with statistics")
+        results = bound.run(feeds)
+        loss = float(results.pop(self._graph.loss))
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"step {self._step + 1}: the loss is {loss}, last finite loss "
+                f"{self._last_finite}; lower the learning rate or clip gradients",
+                step=self._step + 1,
+                loss=loss,
+                last_finite=self._last_finite,
+            )
+        scalars = {
+            LEARNING_RATE: np.array(learning_rate, dtype=self._dtype()),
+            STEP: np.array(self._step + 1, dtype=np.int64),
+        }
+        results |= self._update.run(scalars)
+        self._step += 1
+        self._last_finite = loss
+        return StepResult(loss=loss, extra=results)
+
+    def _dtype(self) -> np.dtype[np.generic]:
+        first = self._graph.parameters[0]
+        return np.dtype(self._start.parameters[first].dtype)
+
+    def gradients(self) -> dict[str, Array]:
+        """Copies of the last step's gradients, by parameter."""
+        return {name: self._store.get(_gradient(name)) for name in self._graph.parameters}
+
+    def evaluate(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of the evaluation graph with the parameters and statistics as they are now.
+
+        Raises:
+            ConfigError: the session was opened without an evaluation graph.
+            DataError: an array is missing, or has another dtype or shape than the input.
+        """
+        if self._evaluation is None:
+            raise ConfigError("evaluate: the session was opened without an evaluation graph")
+        return self._evaluation.run(feeds)
+
+    def snapshot(self) -> Snapshot:
+        """Copies of everything that training changes; untrained parameters as they came."""
+        get = self._store.get
+        trained = self._graph.parameters
+        moments: dict[str, Mapping[str, Array]] = {
+            slot: {name: get(_moment(slot, name)) for name in trained}
+            for slot in self._update_graph.moments
+        }
+        return Snapshot(
+            step=self._step,
+            parameters={**self._start.parameters, **{n: get(_parameter(n)) for n in trained}},
+            moments=moments,
+            state={**self._start.state, **{n: get(_state(n)) for n in self._graph.state}},
+        )
+
+    def close(self) -> None:
+        """Free the sessions and the buffers; the session cannot be used again."""
+        del self._plain, self._observed, self._update, self._evaluation
+        self._store.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _parameter(name: str) -> str:
+    return f"parameter/{name}"
+
+
+def _gradient(name: str) -> str:
+    return f"gradient/{name}"
+
+
+def _moment(slot: str, name: str) -> str:
+    return f"moment/{slot}/{name}"
+
+
+def _state(name: str) -> str:
+    return f"state/{name}"
+
+
+def _next(name: str) -> str:
+    return f"next/{name}"
+
+
+def _found(arrays: Mapping[str, Array], name: str, what: str) -> Array:
+    if name not in arrays:
+        raise TrainingError(f"snapshot: lacks the {what} {name!r} that the step graph trains")
+    return arrays[name]
+
+
+def _check_agreement(
+    plain: GradientGraph, update: UpdateGraph, observed: GradientGraph | None
+) -> None:
+    if set(plain.parameters) != set(update.parameters) or set(plain.state) != set(update.carried):
+        raise TrainingError(
+            f"the step graph trains {len(plain.parameters)} parameters and {len(plain.state)} "
+            f"states, the update graph moves {len(update.parameters)} and {len(update.carried)}; "
+            "build both from the same graph"
+        )
+    if observed is not None and (
+        observed.loss != plain.loss
+        or set(observed.parameters) != set(plain.parameters)
+        or set(observed.state) != set(plain.state)
+    ):
+        raise TrainingError(
+            "the step graph with statistics differs from the plain one in loss, parameters or "
+            "state; build both from the same graph"
+        )
