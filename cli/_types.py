@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
+from onnxprune.graph.shapes import parse_input_shape
+
 __all__ = ["analysis_options", "numbers", "shapes", "share"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_SHAPE = re.compile(r"(?P<name>.+):(?P<sizes>\d+(?:,\d+)*)")
 
 
-def shapes(_ctx: click.Context, _param: click.Parameter, value: Sequence[str]) -> Mapping[str, Any]:
-    """Read `name:1,3,224,224`, given any number of times; the name may hold colons."""
-    found = {}
-    for text in value:
-        match = _SHAPE.fullmatch(text)
-        if match is None:
-            raise click.BadParameter(f"{text!r}: expected name:1,3,224,224")
-        found[match["name"]] = tuple(int(size) for size in match["sizes"].split(","))
-    return found
+def shapes(
+    _ctx: click.Context, _param: click.Parameter, value: Sequence[str]
+) -> Mapping[str, Sequence[int]]:
+    """Read `name:1,3,224,224`, given any number of times."""
+    return dict(parse_input_shape(text) for text in value)
 
 
 def numbers(

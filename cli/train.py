@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from onnxprune.data import EMBEDDED, LAYOUTS, Data, fit, input_specs, read
+from onnxprune.data import EMBEDDED, LAYOUTS, Data, check_target, fit, input_specs, read
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
 from onnxprune.model import load
@@ -150,7 +150,7 @@ def train(
 def _dry_run(
     model: str, data: str, val: str | None, output: Path, config: RunConfig, *, as_json: bool
 ) -> None:
-    """Show what a run would do; the data is read and must fit."""
+    """Show what a run would do; model and data are read and must fit."""
     import onnxprune
 
     fitted = _fitted(model, data, val, config)
@@ -177,12 +177,21 @@ def _dry_run(
     _render.result(found, as_json=False)
 
 
-def _fitted(model: str, data: str, val: str | None, config: RunConfig) -> Data:
-    return fit(
+def _fitted(path: str, data: str, val: str | None, config: RunConfig) -> Data:
+    """The data as the run would use it, targets checked."""
+    from onnxprune.training.losses import resolve
+
+    model = load(path)
+    fitted = fit(
         read(data, validation=val),
-        input_specs(load(model), config.input_shapes),
+        input_specs(model, config.input_shapes),
         scale=config.scale,
         mean=config.mean,
         std=config.std,
         layout=config.layout,
     )
+    objective = resolve(model, config.output_name, config.loss, fitted.train.target)
+    for split in (fitted.train, fitted.validation, fitted.test):
+        if split is not None:
+            check_target(split, objective.kind, objective.classes, shape=objective.shape)
+    return fitted

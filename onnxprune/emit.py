@@ -49,11 +49,16 @@ class Emitter:
         return value
 
     def ops(
-        self, op_type: str, *inputs: ir.Value | None, outputs: Sequence[str], **attributes: Any
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: Sequence[str],
+        domain: str = "",
+        **attributes: Any,
     ) -> tuple[ir.Value, ...]:
         """All outputs of a new node, called `outputs`."""
         values = self._tape.op_multi_out(
-            op_type, inputs, attributes or None, num_outputs=len(outputs)
+            op_type, inputs, attributes or None, num_outputs=len(outputs), domain=domain
         )
         for value, name in zip(values, outputs, strict=True):
             value.name = name

@@ -19,10 +19,11 @@ from onnxprune.data.fit import fit, input_specs
 from onnxprune.data.layout import LAYOUTS, Arrangement, arrangements
 from onnxprune.data.sources import EMBEDDED, Part, Raw, Source, read
 from onnxprune.data.split import TARGET, Conversion, Data, InputSpec, Split
-from onnxprune.data.targets import check_target
+from onnxprune.data.targets import IGNORED, check_target
 
 __all__ = [
     "EMBEDDED",
+    "IGNORED",
     "LAYOUTS",
     "TARGET",
     "Arrangement",

@@ -17,13 +17,16 @@ from onnxprune.base import Array
 from onnxprune.data.split import Split
 from onnxprune.errors import ConfigError, DataError
 
-__all__ = ["check_target"]
+__all__ = ["IGNORED", "check_target"]
+
+IGNORED = -100
+"""The class number of examples that a cross-entropy leaves out."""
 
 
 def check_target(
     split: Split,
     kind: str,
-    classes: int,
+    classes: int | None,
     *,
     shape: Sequence[int | None] | None = None,
     dtype: DTypeLike = np.float32,
@@ -33,9 +36,10 @@ def check_target(
     Args:
         split: the examples.
         kind: "cross-entropy", "binary-cross-entropy" or "mse".
-        classes: how many classes, or how many values per example, the model's output has.
-        shape: of the model's output, batch axis first, None where unknown; (None, classes) when
-            not given.
+        classes: how many classes, or how many values per example, the model's output has; None
+            when unknown.
+        shape: of the model's output, batch axis first, None where unknown; (N, classes) when not
+            given.
         dtype: of the output; what the target becomes for binary-cross-entropy and mse.
 
     Returns:
@@ -62,9 +66,9 @@ def check_target(
     )
 
 
-def _classes(target: Array, classes: int, shape: tuple[int | None, ...]) -> Array:
+def _classes(target: Array, classes: int | None, shape: tuple[int | None, ...]) -> Array:
     """Class indices from labels, or from one-hot rows."""
-    if classes < 2:
+    if classes is not None and classes < 2:
         raise DataError(
             f"cross-entropy needs at least 2 classes, the model's output has {classes}; "
             "use --loss binary-cross-entropy or mse",
@@ -87,17 +91,24 @@ def _classes(target: Array, classes: int, shape: tuple[int | None, ...]) -> Arra
             f"y: class labels must be integers, got values {labels.min():g}..{labels.max():g} with "
             "fractions; use --loss mse for values",
         )
+    _check_range(labels[labels != IGNORED], classes)
+    return labels.astype(np.int64)
+
+
+def _check_range(labels: Array, classes: int | None) -> None:
+    if not labels.size:
+        raise DataError(f"y: every label is {IGNORED}, which is left out; nothing to train on")
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
+    if low < 0 or (classes is not None and high >= classes):
         hint = "subtract 1" if (low, high) == (1, classes) else "renumber the labels"
+        has = "classes" if classes is None else f"{classes} classes, 0..{classes - 1}"
         raise DataError(
-            f"y: labels lie in {low}..{high}, but the model's output has {classes} classes, "
-            f"0..{classes - 1}; {hint}, or choose another --output-name",
+            f"y: labels lie in {low}..{high}, but the model's output has {has}; "
+            f"{hint}, or choose another --output-name",
             low=low,
             high=high,
             classes=classes,
         )
-    return labels.astype(np.int64)
 
 
 def _from_one_hot(rows: Array) -> Array:

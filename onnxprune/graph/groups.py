@@ -111,10 +111,17 @@ class _Solver:
         self.alternatives: list[tuple[str, int, tuple[int, ...]]] = []
 
     def couple(self, node: str, left: Axis, right: Axis, a: Index, b: Index) -> None:
-        if left in self.ids.offset and right in self.ids.offset:
-            self.left.append(a + self.ids.offset[left])
-            self.right.append(b + self.ids.offset[right])
+        offset = self.ids.offset
+        if left in offset and right in offset:
+            self.left.append(a + offset[left])
+            self.right.append(b + offset[right])
             self.links.setdefault(node, []).append((left, right))
+            return
+        # One index coupled to an axis of size 1 must stay: that axis would run empty.
+        for axis, index in ((left, a), (right, b)):
+            if axis in offset:
+                single = Frozen(axis=axis, reason=Reason.SINGLE, node=node)
+                self.frozen.append((index + offset[axis], single))
 
     def freeze(self, fact: Frozen) -> None:
         if fact.axis in self.ids.offset:
@@ -328,13 +335,18 @@ def _consumers(
     solver: _Solver, collected: Iterable[tuple[View | None, Fact]], wanted: set[Axis]
 ) -> list[Consumer]:
     """Where axes of data end: inputs that no coupling of their node links to an output."""
-    silent = {fact.axis for _, fact in collected if isinstance(fact, Ends) and not fact.reads}
+    silent = {
+        (view.key, fact.axis)
+        for view, fact in collected
+        if view is not None and isinstance(fact, Ends) and not fact.reads
+    }
     result: list[Consumer] = []
     seen: set[str] = set()
     for view, _ in collected:
         if view is not None and view.key not in seen:
             seen.add(view.key)
-            result.extend(c for c in _ending(solver, view, wanted) if c.axis not in silent)
+            found = _ending(solver, view, wanted)
+            result.extend(c for c in found if (c.node, c.axis) not in silent)
     return result
 
 

@@ -19,7 +19,7 @@ from onnxprune.graph.constants import fold
 from onnxprune.model import model_input
 from onnxprune.ops.registry import Sizes
 
-__all__ = ["infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
+__all__ = ["dtypes", "infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
 
 
 def parse_input_shape(text: str) -> tuple[str, tuple[int, ...]]:
@@ -141,6 +141,14 @@ def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str
         if sizes is not None and value.name:
             shapes[value.name] = sizes
     return shapes
+
+
+def dtypes(model: ir.Model) -> dict[str, ir.DataType]:
+    """Element type per value name, as far as shape inference knows it."""
+    copy = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(copy)
+    values = (*copy.graph.inputs, *copy.graph.initializers.values(), *_outputs(copy.graph))
+    return {value.name: value.dtype for value in values if value.name and value.dtype is not None}
 
 
 def _pin(model: ir.Model, known: Mapping[str, Array]) -> None:

@@ -142,7 +142,7 @@ def conv_absorber(view: View, slot: int) -> Absorber | None:
     auto = view.attribute("auto_pad", "NOTSET")
     kernel = view.shape(w)[2:]
     padded = any(pads) or (auto.startswith("SAME") and any(size != 1 for size in kernel))
-    return Absorber(weight=w.name or "", in_axis=1, out_axis=0, padded=padded)
+    return Absorber(slot=1, in_axis=1, out_axis=0, padded=padded)
 
 
 @shifts("Conv")
@@ -150,11 +150,11 @@ def conv_shift(edit: Edit, vector: Floats) -> None:
     """Add `vector` (C_out,) to the bias, or make it the bias."""
     bias = edit.view.constant(2)
     if bias is None and edit.view.input(2) is not None:
-        shaped = vector.reshape(1, -1, *[1] * (len(edit.view.shape(edit.view.output())) - 2))
-        edit.insert_after("Add", edit.initializer(f"{edit.view.key}/bias", shaped), role="shifted")
+        rank = len(edit.view.shape(edit.view.output()))
+        edit.add_behind(vector.reshape(1, -1, *[1] * (rank - 2)), axis=1)
         return
     total = vector if bias is None else bias + vector.astype(bias.dtype)
-    edit.write(2, total, role="bias")
+    edit.write(2, total, role="bias", along={0: Axis(edit.view.output().name or "", 1)})
 
 
 @traces("Conv", "ConvTranspose")

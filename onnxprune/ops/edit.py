@@ -5,17 +5,17 @@ The only mutation in the operator files happens through an `Edit`, on the clone 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Index
+from onnxprune.base import Array, Axis, Floats, Index
 from onnxprune.model import constant, set_constant
-from onnxprune.ops.registry import Facet, View, arange
+from onnxprune.ops.registry import Facet, Sizes, View, arange
 
-__all__ = ["RESHAPED", "SHIFTS", "Absorber", "Edit", "shifts"]
+__all__ = ["SHIFTS", "Absorber", "Edit", "positions_after", "shifts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,13 +23,13 @@ class Absorber:
     """Where a consumer keeps the weights of its input units.
 
     Attributes:
-        weight: name of the constant that is contracted with the input.
+        slot: input slot of the constant that is contracted with the data.
         in_axis: axis of the weight that meets the units; index i there is index i of the input.
         out_axis: axis of the weight that becomes the consumer's output axis.
         padded: whether zeros enter beside the data, so that a constant unit is not constant there.
     """
 
-    weight: str
+    slot: int
     in_axis: int
     out_axis: int
     padded: bool = False
@@ -41,12 +41,15 @@ class Edit:
 
     Attributes:
         view: the node with the shapes *before* the removal.
-        kept: kept indices per resized axis, in the old numbering, ascending.
+        kept: kept indices per resized axis, in the old numbering, ascending; grows with the values
+            that edits add.
+        shapes: sizes before the removal, per value name; grows likewise.
         graph: the graph the node stands in.
     """
 
     view: View
-    kept: Mapping[Axis, Index]
+    kept: dict[Axis, Index]
+    shapes: dict[str, Sizes]
     graph: ir.Graph
 
     def kept_at(self, value: ir.Value | None, position: int) -> Index | None:
@@ -58,10 +61,16 @@ class Edit:
         kept = self.kept_at(value, position)
         return self.view.size(self.view.axis(value, position)) if kept is None else len(kept)
 
-    def write(self, slot: int, array: Array, *, role: str) -> ir.Value:
+    def write(
+        self, slot: int, array: Array, *, role: str, along: Mapping[int, Axis] | None = None
+    ) -> ir.Value:
         """Make `array` the constant at input `slot`, leaving other readers of the old one alone.
 
-        A new constant is named after the node's output and `role`.
+        Args:
+            slot: input of the node; added when the node has fewer.
+            array: with the sizes *before* the removal where `along` or the old constant says so.
+            role: a new constant is named after the node and this.
+            along: which axes of a new constant will be resized like which axis.
         """
         node = self.view.node
         old = self.view.input(slot)
@@ -72,7 +81,16 @@ class Edit:
         while len(node.inputs) <= slot:
             node.resize_inputs(len(node.inputs) + 1)
         node.replace_input_with(slot, value)
+        if old is not None and constant(old) is not None:
+            along = {position: Axis(old.name or "", position) for position in range(array.ndim)}
+        self.resized(value, along or {})
         return value
+
+    def resized(self, value: ir.Value, along: Mapping[int, Axis]) -> None:
+        """Let the axes of a new value be resized like the given ones."""
+        for position, axis in along.items():
+            if axis in self.kept:
+                self.kept[Axis(value.name or "", position)] = self.kept[axis]
 
     @staticmethod
     def _writable(value: ir.Value) -> bool:
@@ -91,6 +109,7 @@ class Edit:
             const_value=ir.Tensor(array, name=unique),
         )
         self.graph.register_initializer(value)
+        self.shapes[unique] = array.shape
         return value
 
     def insert_before(
@@ -104,15 +123,27 @@ class Edit:
         node.replace_input_with(slot, made.outputs[0])
         return made.outputs[0]
 
-    def insert_after(self, op_type: str, extra: ir.Value, *, role: str) -> None:
-        """Put `op_type(output, extra)` behind output 0, which keeps its name at the far end."""
+    def add_behind(self, array: Array, *, axis: int) -> None:
+        """Add a constant to output 0, which keeps its name at the far end.
+
+        Args:
+            array: broadcasts to the output; its units lie on axis `axis` of the output.
+            axis: from the front.
+        """
         node = self.view.node
-        value = node.outputs[0]
-        made = ir.node(op_type, [value, extra])
-        made.outputs[0].name = f"{self.view.key}/{role}"
+        value, name = node.outputs[0], node.outputs[0].name or ""
+        constant_value = self.initializer(f"{name}/bias", array)
+        self.resized(
+            constant_value, {axis - len(self.shapes[name]) + array.ndim: Axis(name, axis)}
+        )
+        made = ir.node("Add", [value, constant_value])
         self.graph.insert_after(node, made)
         ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(0, value)
+        made.outputs[0].name, value.name = name, f"{name}/unshifted"
+        made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+        self.shapes[value.name] = self.shapes[name]
+        self.resized(value, {p: Axis(name, p) for p in range(len(self.shapes[name]))})
 
     def sizes(self, slot: int, *, output: int = 0, role: str = "shape") -> None:
         """Mend the shape at input `slot`: entries of resized axes of the output get new sizes.
@@ -165,6 +196,5 @@ def positions_after(kept: Index, size: int) -> Index:
     return moved
 
 
-SHIFTS: Facet = Facet("shifts")  # type: ignore[type-arg]
+SHIFTS: Facet[Callable[[Edit, Floats], None]] = Facet("shifts")
 shifts = SHIFTS.register
-RESHAPED = "shape"

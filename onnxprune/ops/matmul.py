@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -89,7 +90,7 @@ def gemm_absorber(view: View, slot: int) -> Absorber | None:
     if slot != 0 or view.attribute("transA", 0) or view.constant(1) is None or b is None:
         return None
     trans = view.attribute("transB", 0)
-    return Absorber(weight=b.name or "", in_axis=int(trans), out_axis=int(not trans))
+    return Absorber(slot=1, in_axis=int(trans), out_axis=int(not trans))
 
 
 @absorbs("MatMul")
@@ -98,7 +99,7 @@ def matmul_absorber(view: View, slot: int) -> Absorber | None:
     b = view.input(1)
     if slot != 0 or b is None or view.constant(1) is None or len(view.shape(b)) != 2:
         return None
-    return Absorber(weight=b.name or "", in_axis=0, out_axis=1)
+    return Absorber(slot=1, in_axis=0, out_axis=1)
 
 
 @shifts("Gemm")
@@ -108,12 +109,13 @@ def gemm_shift(edit: Edit, vector: Floats) -> None:
     alpha, beta = view.attribute("alpha", 1.0), view.attribute("beta", 1.0)
     bias = view.constant(2)
     shift = vector * alpha
-    if view.input(2) is not None and (bias is None or not beta):
-        edit.insert_after("Add", edit.initializer(f"{view.key}/bias", shift), role="shifted")
+    wide = bias is not None and bias.shape[-1:] == vector.shape
+    if view.input(2) is not None and not (wide and beta):
+        edit.add_behind(shift, axis=1)
         return
     if bias is None:
         view.node.attributes.add(ir.AttrFloat32("beta", 1.0))
-        edit.write(2, shift, role="bias")
+        edit.write(2, shift, role="bias", along={0: Axis(view.output().name or "", 1)})
         return
     edit.write(2, (bias + shift / beta).astype(bias.dtype), role="bias")
 
@@ -124,14 +126,15 @@ def matmul_shift(edit: Edit, vector: Floats) -> None:
     value = edit.view.node.outputs[0]
     uses = list(value.uses())
     if len(uses) == 1 and not value.is_graph_output() and uses[0].node.op_type == "Add":
-        follower = View(node=uses[0].node, shapes=edit.view.shapes, opset=edit.view.opset)
+        follower = replace(edit.view, node=uses[0].node)
         slot = 1 - uses[0].idx
         bias = follower.constant(slot)
         if bias is not None and bias.shape[-1:] == vector.shape and bias.ndim <= 2:
-            behind = Edit(view=follower, kept=edit.kept, graph=edit.graph)
+            behind = replace(edit, view=follower)
             behind.write(slot, (bias + vector).astype(bias.dtype), role="bias")
             return
-    edit.insert_after("Add", edit.initializer(f"{edit.view.key}/bias", vector), role="shifted")
+    rank = len(edit.view.shape(value))
+    edit.add_behind(vector, axis=rank - 1)
 
 
 @traces("Gemm")

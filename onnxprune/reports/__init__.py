@@ -5,6 +5,7 @@ compares the model before and after, `Inspection` lists what could be removed an
 `render` turns either into text. Nothing here prints, trains or looks at a model.
 """
 
+from onnxprune.reports.quantities import human, human_bytes
 from onnxprune.reports.records import (
     Evaluated,
     Event,
@@ -17,7 +18,6 @@ from onnxprune.reports.records import (
 )
 from onnxprune.reports.report import FrozenRow, GroupRow, Inspection, Report, Size
 from onnxprune.reports.table import render
-from onnxprune.reports.quantities import human, human_bytes
 
 __all__ = [
     "Evaluated",

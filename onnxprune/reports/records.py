@@ -149,9 +149,7 @@ def _event(record: dict[str, Any]) -> Event | dict[str, Any]:
     if kind is None or set(names) != record.keys() - {"type"}:
         return record
     verbatim = ("config", "report")  # here null means that there is none
-    values = {
-        name: record[name] if name in verbatim else _restored(record[name]) for name in names
-    }
+    values = {name: record[name] if name in verbatim else _restored(record[name]) for name in names}
     event: Event = kind(**values)
     return event
 

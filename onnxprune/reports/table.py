@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.reports.report import Inspection, Report, Size
 from onnxprune.reports.quantities import change, human, human_bytes, points
+from onnxprune.reports.report import Inspection, Report, Size
 
 __all__ = ["render"]
 

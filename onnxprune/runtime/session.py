@@ -8,6 +8,7 @@ it does so when a session is opened, not when it is imported.
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,8 @@ _FAILURES = (
     "NotImplemented",
     "RuntimeException",
 )
+# The C++ file, line and signature before a failed check, and the status code before the rest.
+_WHERE = re.compile(r"^.*was (?:false|true)\. (?=\S)|^\[ONNXRuntimeError\] : \d+ : ")
 _SILENT = 4  # log severity: fatal errors only
 # Both make wrong or invalid graphs: ORT_TRAINING.md, "Packages".
 _WRONG_OPTIMIZERS = ["Pad_Fusion", "MatMul_BatchNormalization_Fusion"]
@@ -125,7 +128,7 @@ def _clash(installed: Iterable[str]) -> tuple[str, ...]:
 def first_line(error: BaseException) -> str:
     """What a C++ failure says, without its stack and the runtime's own prefix."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].removeprefix("[ONNXRuntimeError] : ") if lines else type(error).__name__
+    return _WHERE.sub("", lines[0]) if lines else type(error).__name__
 
 
 def engine_failures() -> tuple[type[Exception], ...]:
@@ -268,9 +271,9 @@ class Runner:
                 f"input {name!r}: expected {np.dtype(dtype)}, got {array.dtype}; convert the data",
                 input=name,
             )
-        sizes = expected.shape
+        sizes = expected.shape  # [] also when the rank is unknown
         wrong = [a != b for a, b in zip(array.shape, sizes, strict=False) if isinstance(b, int)]
-        if array.ndim != len(sizes) or any(wrong):
+        if sizes and (array.ndim != len(sizes) or any(wrong)):
             raise DataError(
                 f"input {name!r}: expected shape ({', '.join(map(str, sizes))}), got {array.shape}",
                 input=name,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import ConfigError
+from onnxprune.methods import METHODS
 
 __all__ = [
     "BATCH_NORM",
@@ -178,7 +179,7 @@ class RunConfig:
     prune_interval: int | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
+        for name, choices in {**_CHOICES, "method": tuple(METHODS)}.items():
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(

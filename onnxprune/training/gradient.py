@@ -1,8 +1,8 @@
 """The door to the gradient engine: `differentiate`.
 
 The engine is the GradientGraphBuilder of onnxruntime-training 1.19.2, which builds a graph of
-forward and backward nodes that any session can run. Nothing else in onnxprune knows it: callers find
-gradients through `GradientGraph.gradients`, never by the engine's names or operators.
+forward and backward nodes that any session can run. Nothing else in onnxprune knows it: callers
+find gradients through `GradientGraph.gradients`, never by the engine's names or operators.
 
 Building can abort the process for graphs the engine mistreats (ORT_TRAINING.md); what is known to
 do so is lowered before it gets here.
@@ -10,19 +10,21 @@ do so is lowered before it gets here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxprune.errors import InvariantError, TrainingError
-from onnxprune.model import parse, serialize, trainable_dtype
+from onnxprune.model import node_key, parse, serialize, trainable_dtype
 from onnxprune.runtime.session import check_runtime, engine_failures, first_line
 from onnxprune.training.gradient_passes import improve
 from onnxprune.training.lowering import expose
 
 __all__ = ["GradientGraph", "differentiate"]
 
+_MISSING = re.compile(r"builder has not been registered: (\w+) for node (\S*)")
 _SUFFIX = "_grad"  # the engine's name for the gradient of a value
 _NO_GRADIENT = frozenset({"Shape", "Size", "ArgMax", "ArgMin", "NonZero", "OneHot", "Range"})
 
@@ -77,6 +79,7 @@ def differentiate(
     copy = model.clone()
     _check_initializers(copy.graph, [*parameters, *state])
     trained = _reaching(copy.graph, loss, parameters)
+    _check_control_flow(copy.graph, trained)
     outputs = [value.name or "" for value in copy.graph.outputs]
     built, trained = _build_without_silent(copy, loss, trained, tuple(state))
     gradients = _gradients(copy.graph, built.graph)
@@ -154,6 +157,38 @@ def _reaching(graph: ir.Graph, loss: str, parameters: Sequence[str]) -> tuple[st
     return tuple(name for name in parameters if name in reached)
 
 
+def _check_control_flow(graph: ir.Graph, parameters: Sequence[str]) -> None:
+    """Refuse control flow that depends on `parameters`: the engine would abort the process."""
+    moving = {graph.initializers[name] for name in parameters}
+    for node in graph:
+        bodies = _bodies(node)
+        read = set(node.inputs)
+        for body in bodies:
+            for inner in ir.traversal.RecursiveGraphIterator(body):
+                read |= set(inner.inputs)
+            read |= set(body.outputs)
+        if not read & moving:
+            continue
+        if bodies:
+            raise TrainingError(
+                f"{node.op_type} ({node_key(node)}): no gradient through control flow that depends "
+                "on trained parameters; freeze those before it with --freeze",
+                operator=node.op_type,
+                node=node_key(node),
+            )
+        moving |= set(node.outputs)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
+
+
 def _may_carry(value: ir.Value) -> bool:
     return value.dtype is None or trainable_dtype(value.dtype)
 
@@ -178,18 +213,26 @@ def _build(model: ir.Model, loss: str, parameters: Sequence[str]) -> ir.Model:
             builder.build()
             return parse(builder.get_model())
         except engine_failures() as error:
-            raise TrainingError(
-                f"the gradient of {loss} cannot be built: {_reason(error, model.graph)}; "
-                "freeze what leads through it, or lower it to operators with a gradient",
-                loss=loss,
-            ) from error
+            raise _refused(error, loss) from error
 
 
-def _reason(error: BaseException, graph: ir.Graph) -> str:
-    """The engine's first line, and the operators that it names."""
-    text = str(error)
-    named = sorted({node.op_type for node in graph if f"{node.op_type} " in f"{text} "})
-    return first_line(error) + (f" (operators: {', '.join(named)})" if named else "")
+def _refused(error: BaseException, loss: str) -> TrainingError:
+    """The engine's failure in our words where it is the usual one, else its first line."""
+    missing = _MISSING.search(str(error))
+    if missing is None:
+        return TrainingError(
+            f"the gradient of {loss} cannot be built: {first_line(error)}; freeze what leads "
+            "through the operator at fault with --freeze",
+            loss=loss,
+        )
+    operator, node = missing.groups()
+    return TrainingError(
+        f"{operator} (node {node}): the engine has no gradient for it; freeze the parameters "
+        "before it with --freeze, or replace it in the model",
+        loss=loss,
+        operator=operator,
+        node=node,
+    )
 
 
 def _gradients(forward: ir.Graph, built: ir.Graph) -> dict[str, str]:

@@ -79,14 +79,15 @@ def lower(
     if copy.functions:
         passes.InlinePass()(copy)
     _keep_ancestors(copy, outputs)
-    copy = _modern(copy)
+    copy = _converted(copy)
     _initializers_only(copy.graph)
     _lift_float_constants(copy.graph)
     _infer(copy)
+    _set_header(copy)
     state = _set_batch_norm(copy.graph, train=batch_norm == "train")
     _set_dropout(copy.graph, version=opset(copy), drops=dropout, seed=seed)
     _rewrite(copy)
-    passes.RemoveUnusedNodesPass()(copy)
+    _drop_unused(copy.graph)
     return TrainingCopy(model=copy, state=state)
 
 
@@ -136,17 +137,20 @@ def _keep_ancestors(model: ir.Model, outputs: Sequence[str]) -> None:
             graph.inputs.remove(value)
 
 
-def _modern(model: ir.Model) -> ir.Model:
-    """The same graph with an opset and IR version that the engine reads."""
+def _converted(model: ir.Model) -> ir.Model:
+    """The same graph without the spellings of old opsets that the engine fails on."""
     passes.RemoveUnusedOpsetsPass()(model)
-    version = opset(model)
-    if version < _FIRST_OPSET:
-        model = convert_opset(model, _TARGET_OPSET)
-    elif version > _LAST_OPSET:
-        # No operator the engine knows changed its meaning since; new ones are lowered or refused.
-        model.graph.opset_imports[""] = _LAST_OPSET
+    return model if opset(model) >= _FIRST_OPSET else convert_opset(model, _TARGET_OPSET)
+
+
+def _set_header(model: ir.Model) -> None:
+    """Claim an opset and IR version that the engine reads.
+
+    No operator the engine knows changed its meaning since opset 21; new ones are lowered, or
+    refused by the engine. Shapes are inferred before, as inference follows the header.
+    """
+    model.graph.opset_imports[""] = min(opset(model), _LAST_OPSET)
     model.ir_version = min(max(model.ir_version, _FIRST_IR), _LAST_IR)
-    return model
 
 
 def _initializers_only(graph: ir.Graph) -> None:
@@ -272,6 +276,20 @@ def _rewrite(model: ir.Model) -> None:
         value = lowering(e, node)
         if value is not None:
             _replace(model.graph, node, e, value)
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    """Remove nodes and initializers nobody reads, but no output of a node that stays.
+
+    (The pass of onnx_ir takes unread optional outputs too, those of LayerNormalization among them,
+    which its gradient needs.)
+    """
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output()):
+            del graph.initializers[name]
 
 
 def _replace(graph: ir.Graph, node: ir.Node, e: Emitter, value: ir.Value) -> None:

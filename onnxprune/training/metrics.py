@@ -77,7 +77,8 @@ def mean_squared_error(predictions: Array, targets: Array) -> float:
     """Mean of (prediction - target)^2.
 
     Args:
-        predictions, targets: of the same number of elements.
+        predictions: (n, ...) values.
+        targets: (n, ...) as many values.
     """
     difference = predictions.astype(np.float64).reshape(targets.shape) - targets
     return float(np.mean(difference**2))

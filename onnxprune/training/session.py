@@ -74,10 +74,11 @@ class Session:
         self._graph, self._update_graph = plain, update
         self._store = Store(self.device)
         self._fill(snapshot)
-        self._plain = self._bind_step(plain)
-        self._observed = None if observed is None else self._bind_step(observed)
-        self._update = self._bind_update(update)
-        self._evaluation = None if evaluation is None else self._bind_evaluation(evaluation)
+        self._bound = {"plain": self._bind_step(plain), "update": self._bind_update(update)}
+        if observed is not None:
+            self._bound["observed"] = self._bind_step(observed)
+        if evaluation is not None:
+            self._bound["evaluation"] = self._bind_evaluation(evaluation)
 
     # --- opening -------------------------------------------------------------------------------
 
@@ -153,10 +154,9 @@ class Session:
             NonFiniteLossError: before the update, so that parameters, moments and running
                 statistics are still those of the step before.
         """
-        bound = self._observed if observe else self._plain
-        if bound is None:
+        if observe and "observed" not in self._bound:
             raise ConfigError("observe: the session was opened without a graph with statistics")
-        results = bound.run(feeds)
+        results = self._bound["observed" if observe else "plain"].run(feeds)
         loss = float(results.pop(self._graph.loss))
         if not math.isfinite(loss):
             raise NonFiniteLossError(
@@ -170,7 +170,7 @@ class Session:
             LEARNING_RATE: np.array(learning_rate, dtype=self._dtype()),
             STEP: np.array(self._step + 1, dtype=np.int64),
         }
-        results |= self._update.run(scalars)
+        results |= self._bound["update"].run(scalars)
         self._step += 1
         self._last_finite = loss
         return StepResult(loss=loss, extra=results)
@@ -190,9 +190,9 @@ class Session:
             ConfigError: the session was opened without an evaluation graph.
             DataError: an array is missing, or has another dtype or shape than the input.
         """
-        if self._evaluation is None:
+        if "evaluation" not in self._bound:
             raise ConfigError("evaluate: the session was opened without an evaluation graph")
-        return self._evaluation.run(feeds)
+        return self._bound["evaluation"].run(feeds)
 
     def snapshot(self) -> Snapshot:
         """Copies of everything that training changes; untrained parameters as they came."""
@@ -211,7 +211,7 @@ class Session:
 
     def close(self) -> None:
         """Free the sessions and the buffers; the session cannot be used again."""
-        del self._plain, self._observed, self._update, self._evaluation
+        self._bound.clear()
         self._store.close()
 
     def __enter__(self) -> Session:

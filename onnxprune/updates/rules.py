@@ -57,7 +57,7 @@ class Scalars:
         return self._made[key]
 
     def corrected_rate(self, beta: float) -> ir.Value:
-        """lr / (1 - beta^t)."""
+        """The rate over the first moment's correction: lr / (1 - beta^t)."""
         key = ("rate", beta)
         if key not in self._made:
             self._made[key] = self._e.op("Div", self.learning_rate, self.bias_correction(beta))
@@ -112,7 +112,7 @@ class Rule(NamedTuple):
 
 
 def _step_against(e: Emitter, scalars: Scalars, moving: Moving, direction: ir.Value) -> ir.Value:
-    """p - lr * direction."""
+    """The parameter moved downhill: p - lr * direction."""
     scaled = e.op("Mul", direction, scalars.learning_rate)
     return e.op("Sub", moving.parameter, scaled)
 
@@ -160,7 +160,8 @@ def adam(*, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> 
     p -= lr / (1 - beta1**t) * m / (sqrt(v) / sqrt(1 - beta2**t) + epsilon)
 
     Args:
-        beta1, beta2: in [0, 1).
+        beta1: decay of m, in [0, 1).
+        beta2: decay of v, in [0, 1).
         epsilon: added to the corrected root of v, as in the paper.
     """
     return Rule(slots=("m", "v"), emit=_adam(beta1, beta2, epsilon))

@@ -14,7 +14,7 @@ def split(target: Any) -> Split:
     return Split(sources={"x": np.zeros((1 if array is None else len(array), 1))}, target=array)
 
 
-def checked(target: Any, kind: str, classes: int, **options: Any) -> Any:
+def checked(target: Any, kind: str, classes: int | None, **options: Any) -> Any:
     return check_target(split(target), kind, classes, **options).target
 
 
@@ -53,6 +53,18 @@ def test_labels_per_position_stay_labels() -> None:
 def test_labels_that_are_none(target: Any, classes: int, says: str) -> None:
     with pytest.raises(DataError, match=says):
         checked(target, "cross-entropy", classes)
+
+
+def test_examples_without_a_label_may_be_left_out() -> None:
+    np.testing.assert_array_equal(checked([1, -100], "cross-entropy", 3), [1, -100])
+    with pytest.raises(DataError, match="every label is -100"):
+        checked([-100], "cross-entropy", 3)
+
+
+def test_an_unknown_number_of_classes_has_no_upper_limit() -> None:
+    np.testing.assert_array_equal(checked([1, 99], "cross-entropy", None), [1, 99])
+    with pytest.raises(DataError, match=r"lie in -1\.\.4"):
+        checked([-1, 4], "cross-entropy", None)
 
 
 def test_binary_targets_take_the_shape_of_the_output() -> None:

@@ -1,0 +1,130 @@
+"""What is trained: constants that reach a parameter slot of an operator, and why others do not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxprune.errors import ConfigError
+from onnxprune.graph.couplings import views
+from onnxprune.graph.groups import Analysis
+from onnxprune.model import constant, constants, node_key, trainable_dtype
+from onnxprune.ops.registry import PARAMETERS, Role, View
+
+__all__ = ["Trained", "trained"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """Names of what is trained, and (name, why) of float constants that are not."""
+
+    parameters: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]
+
+
+def trained(
+    model: ir.Model, analysis: Analysis, *, train: str | None = None, freeze: str | None = None
+) -> Trained:
+    """Find the trainable parameters by the operators' rules.
+
+    A float constant of rank >= 1 is trained when it reaches a slot that an operator declares as a
+    parameter, directly or through operators on constants alone (Identity, Transpose, weight norm).
+    Biases, scales and slopes count behind the first weighted operator only, so that means and
+    deviations of a normalized input stay what they are.
+
+    Args:
+        model: the user's graph.
+        analysis: its shapes.
+        train: regular expression; constants whose name it matches are trained as well.
+        freeze: regular expression; constants whose name it matches are not trained.
+
+    Raises:
+        ConfigError: a regular expression that does not compile.
+    """
+    floats = {
+        name: value
+        for name, value in constants(model).items()
+        if trainable_dtype(value.dtype) and len(analysis.shapes.get(name, ())) > 0
+    }
+    reached = dict.fromkeys(_reached(model, analysis))
+    wanted, unwanted = _pattern(train, "--train"), _pattern(freeze, "--freeze")
+    parameters, others = [], []
+    for name in floats:
+        if unwanted is not None and unwanted.search(name):
+            others.append((name, "frozen on request"))
+        elif name in reached or (wanted is not None and wanted.search(name)):
+            parameters.append(name)
+        else:
+            others.append((name, "no operator takes it as a parameter"))
+    return Trained(parameters=tuple(parameters), others=tuple(others))
+
+
+def _pattern(text: str | None, option: str) -> re.Pattern[str] | None:
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{option} {text}: not a regular expression ({error})") from error
+
+
+def _reached(model: ir.Model, analysis: Analysis) -> Iterator[str]:
+    fixed = _fixed_values(model)
+    weighted: set[str] = set()
+    for view in views(model, analysis.shapes, analysis.known):
+        behind = any(value is not None and value.name in weighted for value in view.node.inputs)
+        for slot, role in _slots(view).items():
+            value = view.input(slot)
+            if value is None or value.name not in fixed:
+                continue
+            if role == Role.AFFINE and not behind and not _has_weight(view, fixed):
+                continue
+            behind = behind or role != Role.AFFINE
+            yield from _sources(value)
+        if behind:
+            weighted.update(value.name or "" for value in view.node.outputs)
+
+
+def _slots(view: View) -> Mapping[int, str]:
+    declared = PARAMETERS.find(view.node, view.opset)
+    if declared is None or node_key(view.node) in view.known:
+        return {}
+    return declared()
+
+
+def _has_weight(view: View, fixed: set[str]) -> bool:
+    """Whether the node itself contracts the data with a constant."""
+    return any(
+        role != Role.AFFINE
+        and (value := view.input(slot)) is not None
+        and value.name in fixed
+        for slot, role in _slots(view).items()
+    )
+
+
+def _fixed_values(model: ir.Model) -> set[str]:
+    """Values that do not depend on the graph's inputs."""
+    fixed = set(constants(model))
+    for node in model.graph:
+        if node.inputs and all(
+            value is None or not value.name or value.name in fixed for value in node.inputs
+        ):
+            fixed.update(value.name or "" for value in node.outputs)
+    return fixed
+
+
+def _sources(value: ir.Value) -> Iterator[str]:
+    """Constants that `value` is computed from; quantized weights and their scales are none."""
+    stack, seen = [value], set()
+    while stack:
+        current = stack.pop()
+        if current.name in seen:
+            continue
+        seen.add(current.name)
+        if constant(current) is not None:
+            yield current.name or ""
+            continue
+        producer = current.producer()
+        if producer is not None and producer.op_type != "DequantizeLinear":
+            stack.extend(source for source in producer.inputs if source is not None)

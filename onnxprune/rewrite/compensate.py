@@ -1,0 +1,154 @@
+"""Exchange for what goes: constants move into biases, duplicates into their survivors' weights.
+
+Works on the clone that `prune` owns, with all arrays still at their old sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune.base import Axis, Consumer, Floats, Group, Index, Plan
+from onnxprune.errors import PlanError
+from onnxprune.ops.edit import SHIFTS, Absorber, Edit
+from onnxprune.ops.registry import ABSORBS, View
+
+__all__ = ["Substitute", "absorber", "outgoing", "substitutes"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Substitute:
+    """What stands at the removed indices of one consumer axis: scale * x[source] + offset.
+
+    Attributes:
+        removed: (R,) indices that go.
+        source: (R,) surviving indices; the removed index itself where nothing is taken over.
+        scale, offset: (R,) numbers; scale 0 for plain removals and folds.
+    """
+
+    removed: Index
+    source: Index
+    scale: Floats
+    offset: Floats
+
+
+def substitutes(groups: Iterable[Group], plan: Plan) -> dict[Consumer, Substitute]:
+    """What stands at every consumer of the plan's groups, over all groups that meet there."""
+    collected: dict[Consumer, list[Substitute]] = {}
+    for group in groups:
+        mask = plan.keep.get(group.name)
+        if mask is None or mask.all():
+            continue
+        for consumer in group.consumers:
+            collected.setdefault(consumer, []).append(_substitute(group, consumer.axis, plan))
+    return {consumer: _joined(parts) for consumer, parts in collected.items()}
+
+
+def _substitute(group: Group, axis: Axis, plan: Plan) -> Substitute:
+    index = group.member(axis).index
+    source = index.copy()
+    scale, offset = np.zeros(index.shape), np.zeros(index.shape)
+    for fold in plan.folds:
+        if fold.group == group.name:
+            offset[fold.unit] = fold.values[axis]
+    for merge in plan.merges:
+        if merge.group == group.name:
+            source[merge.victim] = index[merge.survivor]
+            scale[merge.victim], offset[merge.victim] = merge.scale, merge.offset
+    gone = ~plan.keep[group.name]
+    return Substitute(
+        removed=index[gone].reshape(-1),
+        source=source[gone].reshape(-1),
+        scale=scale[gone].reshape(-1),
+        offset=offset[gone].reshape(-1),
+    )
+
+
+def _joined(parts: list[Substitute]) -> Substitute:
+    return Substitute(
+        removed=np.concatenate([part.removed for part in parts]),
+        source=np.concatenate([part.source for part in parts]),
+        scale=np.concatenate([part.scale for part in parts]),
+        offset=np.concatenate([part.offset for part in parts]),
+    )
+
+
+def absorber(view: View, consumer: Consumer) -> Absorber | None:
+    """How the consumer can take over constants and duplicates; None when it cannot."""
+    rule = ABSORBS.find(view.node, view.opset)
+    result: Absorber | None = None if rule is None else rule(view, consumer.slot)
+    return result
+
+
+def outgoing(view: View, how: Absorber) -> Floats:
+    """The consumer's weights as (C_in, C_out, rest), one row per index of the units' axis."""
+    weight = view.constant(how.slot)
+    assert weight is not None
+    table = np.moveaxis(weight, (how.in_axis, how.out_axis), (0, 1))
+    return table.reshape(*table.shape[:2], -1)
+
+
+def compensate(edit: Edit, consumer: Consumer, substitute: Substitute) -> None:
+    """Let the weights and bias of one consumer take over what the removed units contributed.
+
+    Raises:
+        PlanError: there is something to take over and the operator has no way to.
+    """
+    if not substitute.scale.any() and not substitute.offset.any():
+        return
+    how = absorber(edit.view, consumer)
+    shift = SHIFTS.find(edit.view.node, edit.view.opset)
+    if how is None or shift is None:
+        raise PlanError(
+            f"{edit.view.key}: {edit.view.node.op_type} cannot take over constants or duplicates "
+            f"of {consumer.axis}; plan a plain removal instead",
+            consumer=consumer,
+        )
+    table = outgoing(edit.view, how)
+    vector = np.einsum("r,rok->o", substitute.offset, table[substitute.removed], optimize=True)
+    dtype = table.dtype
+    moved = np.flatnonzero(substitute.scale)
+    if len(moved):
+        weight = np.array(edit.view.constant(how.slot))
+        rows = np.moveaxis(weight, how.in_axis, 0)
+        contribution = rows[substitute.removed[moved]]
+        scale = substitute.scale[moved].reshape(-1, *[1] * (rows.ndim - 1))
+        np.add.at(rows, substitute.source[moved], (contribution * scale).astype(dtype))
+        edit.write(how.slot, weight, role="weight")
+    if vector.any():
+        shift(edit, vector.astype(dtype))
+
+
+def check(groups: dict[str, Group], plan: Plan) -> None:
+    """Refuse plans that name unknown groups, empty one, or contradict themselves.
+
+    Raises:
+        PlanError: what is wrong, with the group.
+    """
+    for name, mask in plan.keep.items():
+        group = groups.get(name)
+        if group is None:
+            raise PlanError(f"plan: no group {name}; inspect lists the groups", group=name)
+        if mask.shape != (group.size,) or mask.dtype != np.bool_:
+            raise PlanError(
+                f"plan for {name}: expected a mask of ({group.size},) bool, got "
+                f"{mask.shape} {mask.dtype}",
+                group=name,
+            )
+        if not mask.any():
+            raise PlanError(f"plan for {name}: the last unit would go; keep one", group=name)
+    for problem in _contradictions(plan):
+        raise PlanError(f"plan: {problem}")
+
+
+def _contradictions(plan: Plan) -> Iterator[str]:
+    for group, unit in [(f.group, f.unit) for f in plan.folds] + [
+        (m.group, m.victim) for m in plan.merges
+    ]:
+        if group not in plan.keep or plan.keep[group][unit]:
+            yield f"unit {unit} of {group} is folded or merged but kept"
+    for merge in plan.merges:
+        if not plan.keep[merge.group][merge.survivor]:
+            yield f"unit {merge.survivor} of {merge.group} is a survivor but goes"

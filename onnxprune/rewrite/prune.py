@@ -1,0 +1,130 @@
+"""Apply a plan: the smaller model, and the moments that go with it.
+
+`prune(model, analysis, plan)` is pure: the model given stays as it is, an empty plan gives it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Index, Plan
+from onnxprune.graph.cost import kept_indices
+from onnxprune.graph.couplings import views
+from onnxprune.graph.groups import Analysis
+from onnxprune.model import constant, constants, set_constant
+from onnxprune.ops.edit import Edit
+from onnxprune.ops.registry import RESIZES, Sizes
+from onnxprune.rewrite.compensate import check, compensate, substitutes
+
+__all__ = ["Pruned", "prune", "take", "take_moments"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Pruned:
+    """The model after a plan, and the kept indices per resized axis in the old numbering."""
+
+    model: ir.Model
+    kept: Mapping[Axis, Index]
+
+
+def prune(model: ir.Model, analysis: Analysis, plan: Plan) -> Pruned:
+    """Remove the units that `plan` does not keep.
+
+    Args:
+        model: the graph; not changed.
+        analysis: of this very graph.
+        plan: masks per group, folds and merges.
+
+    Raises:
+        PlanError: the plan does not fit the groups, or asks a consumer to absorb what it cannot.
+    """
+    check({group.name: group for group in analysis.groups}, plan)
+    kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
+    if not kept:
+        return Pruned(model=model, kept={})
+    clone = model.clone()
+    shapes = dict(analysis.shapes)
+    _compensate(clone, analysis, plan, kept, shapes)
+    slice_constants(clone, kept)
+    _resize(clone, analysis, kept, shapes)
+    _forget_shapes(clone)
+    return Pruned(model=clone, kept=kept)
+
+
+def _compensate(
+    clone: ir.Model,
+    analysis: Analysis,
+    plan: Plan,
+    kept: dict[Axis, Index],
+    shapes: dict[str, Sizes],
+) -> None:
+    by_key = {view.key: view for view in views(clone, shapes, analysis.known)}
+    for consumer, substitute in substitutes(analysis.groups, plan).items():
+        edit = Edit(view=by_key[consumer.node], kept=kept, shapes=shapes, graph=clone.graph)
+        compensate(edit, consumer, substitute)
+
+
+def slice_constants(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
+    """Take the kept indices of every initializer and Constant node of `model`, in place."""
+    for name, value in constants(model).items():
+        array = constant(value)
+        assert array is not None
+        smaller = take(name, array, kept)
+        if smaller is not array:
+            set_constant(value, smaller)
+
+
+def take(name: str, array: Array, kept: Mapping[Axis, Index]) -> Array:
+    """`array`, the value `name`, with the kept indices of its resized axes; itself if none is."""
+    for position in range(array.ndim):
+        indices = kept.get(Axis(name, position))
+        if indices is not None:
+            array = np.take(array, indices, axis=position)
+    return array
+
+
+def _resize(
+    clone: ir.Model, analysis: Analysis, kept: dict[Axis, Index], shapes: dict[str, Sizes]
+) -> None:
+    resized = {axis.value for axis in kept}
+    for view in list(views(clone, shapes, analysis.known)):
+        rule = RESIZES.find(view.node, view.opset)
+        values = (*view.node.inputs, *view.node.outputs)
+        if rule is not None and any(v is not None and v.name in resized for v in values):
+            rule(Edit(view=view, kept=kept, shapes=shapes, graph=clone.graph))
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Drop what the file claimed about intermediate values: runtimes refuse stale sizes."""
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape, value.type = None, None
+
+
+def take_moments(
+    moments: Mapping[str, Mapping[str, Array]],
+    kept: Mapping[Axis, Index],
+    parameters: Mapping[str, Array],
+) -> dict[str, dict[str, Array]]:
+    """Optimizer moments for the parameters after a removal.
+
+    Args:
+        moments: per slot and parameter, before.
+        kept: as `prune` returned it.
+        parameters: after; new ones (biases that took over a constant) start at zero.
+    """
+    return {
+        slot: {
+            name: take(name, by_name[name], kept)
+            if name in by_name
+            else np.zeros_like(array)
+            for name, array in parameters.items()
+        }
+        for slot, by_name in moments.items()
+    }

@@ -1,0 +1,100 @@
+"""What a pruned model must equal: the model before, with the removed units replaced where they end.
+
+Masking producers instead would be wrong as soon as f(0) != 0; comparing a fold with zero would
+refuse every fold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Consumer, Plan
+from onnxprune.graph.groups import Analysis
+from onnxprune.graph.shapes import dtypes
+from onnxprune.model import node_key, opset
+from onnxprune.ops.registry import arange
+from onnxprune.rewrite.compensate import Substitute, substitutes
+
+__all__ = ["reference"]
+
+
+def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
+    """A copy of `model` in which every consumer sees what `plan` puts in place of removed units.
+
+    At each consumer's input: 0 for a removed unit, its constant for a folded one,
+    `scale * survivor + offset` for a merged one. All weights stay at their sizes.
+    """
+    copy = model.clone()
+    nodes = {node_key(node): node for node in copy.graph}
+    types = dtypes(model)
+    for number, (consumer, substitute) in enumerate(substitutes(analysis.groups, plan).items()):
+        sizes = analysis.shapes[consumer.axis.value]
+        shape = [1] * len(sizes)
+        shape[consumer.axis.position] = sizes[consumer.axis.position] or 0
+        tape = _Tape(copy, nodes[consumer.node], f"{consumer.node}/reference_{number}")
+        dtype = types.get(consumer.axis.value, ir.DataType.FLOAT).numpy()
+        _replace(tape, consumer, substitute, shape, dtype)
+    return copy
+
+
+def _replace(
+    tape: _Tape,
+    consumer: Consumer,
+    substitute: Substitute,
+    shape: list[int],
+    dtype: np.dtype[np.generic],
+) -> None:
+    size = shape[consumer.axis.position]
+    keep = np.ones(size, np.bool_)
+    keep[substitute.removed] = False
+    offset, scale, source = np.zeros(size), np.zeros(size), arange(size)
+    offset[substitute.removed] = substitute.offset
+    scale[substitute.removed] = substitute.scale
+    source[substitute.removed] = substitute.source
+    data = tape.before.inputs[consumer.slot]
+    fill = tape.constant(offset.reshape(shape).astype(dtype))
+    if scale.any():
+        taken = tape.op("Gather", data, tape.constant(source), axis=consumer.axis.position)
+        scaled = tape.op("Mul", taken, tape.constant(scale.reshape(shape).astype(dtype)))
+        fill = tape.choose((scale != 0).reshape(shape), tape.op("Add", scaled, fill), fill, dtype)
+    masked = tape.choose(keep.reshape(shape), data, fill, dtype)
+    tape.before.replace_input_with(consumer.slot, masked)
+
+
+class _Tape:
+    """Inserts nodes in front of one node, under names of one prefix."""
+
+    def __init__(self, model: ir.Model, before: ir.Node, prefix: str) -> None:
+        self.graph, self.before, self.prefix, self.count = model.graph, before, prefix, 0
+        self.has_where = opset(model) >= 9
+
+    def _name(self) -> str:
+        self.count += 1
+        return f"{self.prefix}/{self.count}"
+
+    def constant(self, array: Array) -> ir.Value:
+        name = self._name()
+        value = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, list(inputs), attributes=attributes)
+        node.outputs[0].name = self._name()
+        self.graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+    def choose(
+        self,
+        mask: Array,
+        chosen: ir.Value | None,
+        other: ir.Value | None,
+        dtype: np.dtype[np.generic],
+    ) -> ir.Value:
+        """Where; before opset 9 by arithmetic, which does not stop NaN."""
+        if self.has_where:
+            return self.op("Where", self.constant(mask), chosen, other)
+        first = self.op("Mul", chosen, self.constant(mask.astype(dtype)))
+        second = self.op("Mul", other, self.constant((~mask).astype(dtype)))
+        return self.op("Add", first, second)
