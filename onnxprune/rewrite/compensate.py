@@ -12,10 +12,10 @@ import numpy as np
 
 from onnxprune.base import Axis, Consumer, Floats, Group, Index, Plan
 from onnxprune.errors import PlanError
-from onnxprune.ops.edit import SHIFTS, Absorber, Edit
-from onnxprune.ops.registry import ABSORBS, View
+from onnxprune.graph.consumers import absorber, outgoing
+from onnxprune.ops.edit import SHIFTS, Edit
 
-__all__ = ["Substitute", "absorber", "outgoing", "substitutes"]
+__all__ = ["Substitute", "check", "compensate", "substitutes"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -73,21 +73,6 @@ def _joined(parts: list[Substitute]) -> Substitute:
         scale=np.concatenate([part.scale for part in parts]),
         offset=np.concatenate([part.offset for part in parts]),
     )
-
-
-def absorber(view: View, consumer: Consumer) -> Absorber | None:
-    """How the consumer can take over constants and duplicates; None when it cannot."""
-    rule = ABSORBS.find(view.node, view.opset)
-    result: Absorber | None = None if rule is None else rule(view, consumer.slot)
-    return result
-
-
-def outgoing(view: View, how: Absorber) -> Floats:
-    """The consumer's weights as (C_in, C_out, rest), one row per index of the units' axis."""
-    weight = view.constant(how.slot)
-    assert weight is not None
-    table = np.moveaxis(weight, (how.in_axis, how.out_axis), (0, 1))
-    return table.reshape(*table.shape[:2], -1)
 
 
 def compensate(edit: Edit, consumer: Consumer, substitute: Substitute) -> None:

@@ -79,7 +79,7 @@ def differentiate(
     copy = model.clone()
     _check_initializers(copy.graph, [*parameters, *state])
     trained = _reaching(copy.graph, loss, parameters)
-    _check_control_flow(copy.graph, trained)
+    _check_deadly(copy.graph, trained)
     outputs = [value.name or "" for value in copy.graph.outputs]
     built, trained = _build_without_silent(copy, loss, trained, tuple(state))
     gradients = _gradients(copy.graph, built.graph)
@@ -157,26 +157,44 @@ def _reaching(graph: ir.Graph, loss: str, parameters: Sequence[str]) -> tuple[st
     return tuple(name for name in parameters if name in reached)
 
 
-def _check_control_flow(graph: ir.Graph, parameters: Sequence[str]) -> None:
-    """Refuse control flow that depends on `parameters`: the engine would abort the process."""
+def _check_deadly(graph: ir.Graph, parameters: Sequence[str]) -> None:
+    """Refuse what the engine would abort the process for.
+
+    That is: control flow with a body that captures what a node computes, or that depends on
+    `parameters`; and an AveragePool that could not be lowered because its sizes are unknown.
+    """
     moving = {graph.initializers[name] for name in parameters}
     for node in graph:
-        bodies = _bodies(node)
-        read = set(node.inputs)
-        for body in bodies:
-            for inner in ir.traversal.RecursiveGraphIterator(body):
-                read |= set(inner.inputs)
-            read |= set(body.outputs)
-        if not read & moving:
+        captured = _captured(node)
+        computed = {value for value in captured if value.producer() is not None}
+        if not computed and not moving & (captured | set(node.inputs)):
             continue
-        if bodies:
+        if _bodies(node):
             raise TrainingError(
-                f"{node.op_type} ({node_key(node)}): no gradient through control flow that depends "
-                "on trained parameters; freeze those before it with --freeze",
+                f"{node.op_type} ({node_key(node)}): no gradient through control flow that "
+                "captures or depends on what is trained; replace it in the model, or train an "
+                "output before it",
+                operator=node.op_type,
+                node=node_key(node),
+            )
+        if node.op_type == "AveragePool":
+            raise TrainingError(
+                f"AveragePool ({node_key(node)}): its channels or sizes are unknown, so it has no "
+                "gradient; give the input shape with --input-shape",
                 operator=node.op_type,
                 node=node_key(node),
             )
         moving |= set(node.outputs)
+
+
+def _captured(node: ir.Node) -> set[ir.Value]:
+    """Values of the node's own graph that its bodies read."""
+    read: set[ir.Value] = set()
+    for body in _bodies(node):
+        for inner in ir.traversal.RecursiveGraphIterator(body):
+            read |= {value for value in inner.inputs if value is not None}
+        read |= set(body.outputs)
+    return {value for value in read if value.graph is node.graph}
 
 
 def _bodies(node: ir.Node) -> list[ir.Graph]:

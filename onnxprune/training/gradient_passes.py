@@ -8,7 +8,8 @@ training step of a ResNet-20 (batch 64, 32x32) from 150 to 101 ms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -18,49 +19,64 @@ from onnxprune.training.pooling import attribute
 
 __all__ = ["improve"]
 
+_ENGINE = "com.microsoft"
 _STEEP = 3e38  # times any normal float above 0 this is at least 1
 _PAST_FIRST = -(2**31)  # end of a Slice with step -1 that still takes index 0
 _FEW_CHANNELS = 8  # below: a convolution with few outputs is no faster than ConvGrad
 _LARGE_KERNEL = 9  # elements; above: likewise
 
 
+# What replaces the node's outputs, None where the node itself keeps computing one.
+Rewrite: TypeAlias = Callable[[Emitter, ir.Node], "Sequence[ir.Value | None]"]
+
+
 def improve(model: ir.Model) -> None:
     """Rewrite `model`, a finished gradient graph, in place."""
     for node in list(model.graph):
         rewrite = _PASSES.get((node.domain, node.op_type))
-        output = node.outputs[0]
-        if rewrite is None or not (output.uses() or output.is_graph_output()):
+        if rewrite is None:
             continue
-        e = Emitter(f"{output.name}/fast", opset=opset(model))
-        value = rewrite(e, node)
-        if value is not None:
-            _take_over(model.graph, node, e, value)
+        named = next(value.name for value in node.outputs if value.name)
+        e = Emitter(f"{named}/fast", opset=opset(model))
+        _take_over(model.graph, node, e, rewrite(e, node))
 
 
-def _take_over(graph: ir.Graph, node: ir.Node, e: Emitter, value: ir.Value) -> None:
-    """Let `value` stand for the node's first output, and drop what is not needed any more."""
-    old = node.outputs[0]
-    name, value.type, value.shape = old.name, old.type, old.shape
+def _wanted(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
+
+
+def _take_over(
+    graph: ir.Graph, node: ir.Node, e: Emitter, replacements: Sequence[ir.Value | None]
+) -> None:
+    """Let `replacements` stand for the node's first outputs; drop what nobody needs any more."""
     e.add_to(graph, before=node)
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
-    if any(rest.name and (rest.uses() or rest.is_graph_output()) for rest in node.outputs[1:]):
+    names: list[tuple[ir.Value, str | None]] = []
+    for old, new in zip(node.outputs, replacements, strict=False):
+        if new is None:
+            continue
+        names.append((new, old.name or new.name))
+        new.type, new.shape = old.type, old.shape
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = ""
-    else:
+    if names and not any(_wanted(value) for value in node.outputs):
         graph.remove(node, safe=True)
-    value.name = name
+    for new, name in names:
+        new.name = name
 
 
-def _relu_grad(e: Emitter, node: ir.Node) -> ir.Value:
+def _relu_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """ReluGrad(dY, Y), which is dY where Y > 0, as dY * HardSigmoid(Y) with a slope of 3e38.
 
     64x16x32x32 floats: ReluGrad 4.5 ms, Mul(dY, Cast(Greater(Y, 0))) 0.53 ms, this 0.14 ms. Equal
     bits for every Y that is 0 or a normal number.
     """
+    if node.outputs[0].dtype is not ir.DataType.FLOAT:
+        return ()  # no other kernel of HardSigmoid on the CPU
     slope, y = node.inputs
-    return e.op("Mul", slope, e.op("HardSigmoid", y, alpha=_STEEP, beta=0.0))
+    return (e.op("Mul", slope, e.op("HardSigmoid", y, alpha=_STEEP, beta=0.0)),)
 
 
-def _conv_grad(e: Emitter, node: ir.Node) -> ir.Value | None:
+def _conv_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """The input gradient of a convolution with stride 1, as a convolution of its own.
 
     dX = Conv(dY, W with inputs and outputs exchanged and turned around); ConvGrad keeps the
@@ -70,33 +86,33 @@ def _conv_grad(e: Emitter, node: ir.Node) -> ir.Value | None:
     gains nothing: it is what ConvGrad does.
     """
     slope, _, w = node.inputs[:3]
-    if w is None or w.shape is None or not w.shape.is_static():
-        return None
-    shape = [int(size) for size in w.shape.numpy()]
+    shape = _static(w)
+    if shape is None or not _wanted(node.outputs[0]):
+        return ()
     spatial = len(shape) - 2
     group = attribute(node, "group", 1)
     depthwise = group > 1 and shape[:2] == [group, 1]
     worth = depthwise or (group == 1 and shape[1] >= _FEW_CHANNELS)
     if not worth or math.prod(shape[2:]) > _LARGE_KERNEL or not _plain(node, spatial):
-        return None
-    dilations = attribute(node, "dilations", [1] * spatial)
+        return ()
+    dilations = list(attribute(node, "dilations", [1] * spatial))
     given = attribute(node, "pads", [0] * (2 * spatial))
     reach = [(size - 1) * step for size, step in zip(shape[2:], dilations, strict=True)]
     pads = [size - pad for size, pad in zip(reach * 2, given, strict=True)]
     if min(pads) < 0:
-        return None
+        return ()
     turned = w if depthwise else e.op("Transpose", w, perm=[1, 0, *range(2, len(shape))])
-    return e.op(
-        "Conv",
-        slope,
-        _turned_around(e, turned, shape),
-        pads=pads,
-        dilations=list(dilations),
-        group=group,
-    )
+    turned = _turned_around(e, turned, shape)
+    return (e.op("Conv", slope, turned, pads=pads, dilations=dilations, group=group),)
 
 
-def _turned_around(e: Emitter, w: ir.Value, shape: list[int]) -> ir.Value:
+def _static(w: ir.Value | None) -> list[int] | None:
+    if w is None or w.shape is None or not w.shape.is_static():
+        return None
+    return [int(size) for size in w.shape.numpy()]
+
+
+def _turned_around(e: Emitter, w: ir.Value | None, shape: list[int]) -> ir.Value | None:
     """`w` with its kernel axes reversed."""
     axes = [axis for axis in range(2, len(shape)) if shape[axis] > 1]
     if not axes:
@@ -115,40 +131,30 @@ def _plain(node: ir.Node, spatial: int) -> bool:
     return auto == "NOTSET" and all(stride == 1 for stride in strides)
 
 
-def _conv_transpose_grad(e: Emitter, node: ir.Node) -> ir.Value | None:
+def _conv_transpose_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """The gradients of a transposed convolution, for which there is no kernel on the CPU.
 
     A transposed convolution Y of X is what a convolution's input gradient is, so the roles of input
     and output change: dX = Conv(dY, W), and dW is the weight gradient of that convolution.
     """
     slope, x, w = node.inputs[:3]
-    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or attribute(node, "output_shape", None):
-        return None
+    rank = None if w is None or w.shape is None else len(w.shape)
+    if attribute(node, "auto_pad", "NOTSET") != "NOTSET" or rank is None:
+        return ()
     kept = ("strides", "pads", "dilations", "group", "kernel_shape")
     options = {name: node.attributes[name].value for name in kept if name in node.attributes}
-    _, dw, *rest = node.outputs
-    graph = node.graph
-    if graph is None or slope is None or slope.shape is None:
-        return None
-    outputs = (f"{e.prefix}/unused", f"{e.prefix}/weight")
-    own = e.ops("ConvGrad", x, slope, w, outputs=outputs, domain="com.microsoft", **options)
-    own[0].name = ""
-    _rename(dw, own[1])
-    if rest and rest[0].name:
-        axes = (0, *range(2, len(slope.shape)))
-        _rename(rest[0], e.reduce("ReduceSum", slope, axes, keepdims=False))
-    return e.op("Conv", slope, w, **options)
+    names = (f"{e.prefix}/input", f"{e.prefix}/weight")
+    unused, dw = e.ops("ConvGrad", x, slope, w, outputs=names, domain=_ENGINE, **options)
+    unused.name = ""
+    dx = e.op("Conv", slope, w, **options) if _wanted(node.outputs[0]) else None
+    db = None
+    if slope is not None and any(_wanted(value) for value in node.outputs[2:]):
+        db = e.reduce("ReduceSum", slope, (0, *range(2, rank)), keepdims=False)
+    return (dx, dw, db)
 
 
-def _rename(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand for `old`."""
-    name, new.type, new.shape = old.name, old.type, old.shape
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    old.name, new.name = "", name
-
-
-_PASSES: Mapping[tuple[str, str], Callable[[Emitter, ir.Node], ir.Value | None]] = {
-    ("com.microsoft", "ReluGrad"): _relu_grad,
-    ("com.microsoft", "ConvGrad"): _conv_grad,
-    ("com.microsoft", "ConvTransposeGrad"): _conv_transpose_grad,
+_PASSES: Mapping[tuple[str, str], Rewrite] = {
+    (_ENGINE, "ReluGrad"): _relu_grad,
+    (_ENGINE, "ConvGrad"): _conv_grad,
+    (_ENGINE, "ConvTransposeGrad"): _conv_transpose_grad,
 }

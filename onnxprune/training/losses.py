@@ -40,6 +40,7 @@ class Objective:
         classes: size of the class axis; None unless the kind is "cross-entropy" and it is known.
         class_axis: axis of the classes in the prediction; 1 or the last.
         shape: of the prediction, None where dynamic; None when the rank is unknown.
+        dtype: of the prediction, and of the targets unless they are class numbers.
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class Objective:
     classes: int | None = None
     class_axis: int = 1
     shape: tuple[int | None, ...] | None = None
+    dtype: str = "float32"
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -97,6 +99,7 @@ def resolve(
         classes=shape[axis] if known and shape is not None else None,
         class_axis=axis,
         shape=None if shape is None else tuple(shape),
+        dtype=str((prediction.dtype or final.dtype or ir.DataType.FLOAT).numpy()),
     )
 
 
@@ -200,14 +203,14 @@ def prepare(objective: Objective, target: Array) -> Array:
         target: (n, ...) class numbers, or values.
 
     Returns:
-        (n, ...) int64 class numbers for a cross-entropy; else float32, with the prediction's rank.
+        (n, ...) int64 class numbers for a cross-entropy; else the prediction's dtype and rank.
 
     Raises:
         DataError: class numbers that are no integers or out of range, or sizes that do not fit.
     """
     if objective.kind == "cross-entropy":
         return _class_numbers(objective, target)
-    values = np.asarray(target, dtype=np.float32)
+    values = np.asarray(target, dtype=objective.dtype)
     if objective.shape is None or values.ndim == len(objective.shape):
         return values
     wanted = objective.shape[1:]

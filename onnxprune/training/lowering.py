@@ -86,7 +86,8 @@ def lower(
     _set_header(copy)
     state = _set_batch_norm(copy.graph, train=batch_norm == "train")
     _set_dropout(copy.graph, version=opset(copy), drops=dropout, seed=seed)
-    _rewrite(copy)
+    while _rewrite(copy):
+        passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
     _drop_unused(copy.graph)
     return TrainingCopy(model=copy, state=state)
 
@@ -257,13 +258,20 @@ def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> No
             e.add_to(graph, before=node)
             own = zlib.crc32(f"{seed}/{node_key(node)}".encode())
             node.attributes["seed"] = ir.AttrInt64("seed", own)
+            node.resize_outputs(2)  # the gradient reads the mask
+            node.outputs[1].name = node.outputs[1].name or f"{node_key(node)}/mask"
         elif not any(value.uses() for value in node.outputs[1:]):
             e = Emitter(node_key(node), opset=version)
             _replace(graph, node, e, e.op("Identity", node.inputs[0]))
 
 
-def _rewrite(model: ir.Model) -> None:
-    """Apply the table of compositions to every node of the main graph."""
+def _rewrite(model: ir.Model) -> bool:
+    """Apply the table of compositions to every node of the main graph; whether any applied.
+
+    Repeated until none does: behind an operator without shape inference, sizes become known only
+    after its composition stands there.
+    """
+    applied = False
     for node in list(model.graph):
         lowering = LOWERINGS.get(node.op_type)
         if lowering is None or node.domain not in ("", "ai.onnx"):
@@ -276,6 +284,8 @@ def _rewrite(model: ir.Model) -> None:
         value = lowering(e, node)
         if value is not None:
             _replace(model.graph, node, e, value)
+            applied = True
+    return applied
 
 
 def _drop_unused(graph: ir.Graph) -> None:

@@ -1,0 +1,346 @@
+"""Adaptive neuron apoptosis: redundant units leave while the network trains.
+
+Reconstructed. Siegel, Daily and Vishnu, "Adaptive Neuron Apoptosis for Accelerating Deep Learning on
+Large Scale Systems", IEEE BigData 2016 (arXiv 1610.00790), remove neurons that do not contribute to
+learning, during training, for several neuron types, with bounded loss of accuracy and an adaptive
+schedule. The redundancy test, thresholds and schedule of the paper were not available to us; the ones
+here follow from first principles and are ours:
+
+* A unit is redundant when it is constant at all its consumers (dead or saturated, whatever the
+  activation), c_j: its contribution v_j c_j goes into their biases. Or when it is parallel to
+  another one, u_j = c u_i: its outgoing weights are added to the other's, v_i += c v_j.
+* Both are exact when they hold exactly. Otherwise the error of a removal is known (see `candidates`),
+  and a check removes the cheapest units of each group until their errors, added in squares, reach
+  the budget epsilon.
+* Adaptive: a check compares the smoothed loss with that of the check before. If it has not risen by
+  more than `tolerance`, epsilon grows by `growth`, else it shrinks by as much and the interval
+  doubles.
+* With a target, each check removes at least what a cubic schedule asks for, cheapest error per
+  parameter first over all groups; once the target is reached, only exact removals follow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from onnxprune.base import (
+    Axis,
+    Floats,
+    Fold,
+    Group,
+    Index,
+    Mask,
+    Merge,
+    Observable,
+    Observations,
+    Plan,
+)
+from onnxprune.graph import cost
+from onnxprune.graph.couplings import views
+from onnxprune.graph.groups import Analysis
+from onnxprune.graph.traces import trace
+from onnxprune.methods.candidates import Folding, Merging, foldings, mergings, readers
+from onnxprune.methods.compose import Moment, Pruner
+
+__all__ = ["apoptosis"]
+
+_OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class State:
+    """What apoptosis remembers between steps.
+
+    Attributes:
+        epsilon: allowed relative change of a consumer's pre-activation per check and group.
+        interval: steps between checks.
+        next: step of the next check.
+        reference: smoothed loss at the last check that removed something inexactly; NaN for none.
+        low, high: per consumer axis, the range seen in training since the last check.
+    """
+
+    epsilon: float
+    interval: int
+    next: int
+    reference: float = math.nan
+    low: Mapping[Axis, Floats] = field(default_factory=dict)
+    high: Mapping[Axis, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Options:
+    """The best replacement of every unit of one group: a constant or another unit."""
+
+    group: Group
+    fold: Folding
+    merge: Merging | None
+    seen_constant: Mask
+
+    @property
+    def error(self) -> Floats:
+        """(U,) error of the better replacement; exact ones have none."""
+        error = np.where(self.exact, 0.0, np.maximum(self.fold.error, 1e-9))
+        if self.merge is not None:
+            error = np.minimum(error, np.where(self.merge.exact, 0.0, self.merge.error))
+        return error
+
+    @property
+    def exact(self) -> Mask:
+        """(U,) constant on the sample, and in training since the last check."""
+        return self.fold.exact & self.seen_constant
+
+    def merges(self, unit: int) -> bool:
+        """Whether the unit's better replacement is another unit."""
+        if self.merge is None or self.exact[unit]:
+            return False
+        merge = 0.0 if self.merge.exact[unit] else float(self.merge.error[unit])
+        return merge < max(float(self.fold.error[unit]), 1e-9)
+
+
+def apoptosis(
+    *,
+    epsilon: float = 0.02,
+    growth: float = 1.5,
+    tolerance: float = 0.05,
+    slack: float = 0.005,
+    most: float = 0.5,
+    checks: int = 30,
+    until: float = 0.7,
+) -> Pruner:
+    """Adaptive neuron apoptosis (reconstructed; see the module).
+
+    Args:
+        epsilon: first budget per check and group, relative to the consumers' pre-activations, > 0.
+        growth: factor by which epsilon adapts, > 1.
+        tolerance: relative rise of the smoothed loss between checks that still counts as none.
+        slack: absolute rise of the loss, in nats, that still counts as none.
+        most: largest share of a group's units that one check removes, in (0, 1].
+        checks: how many checks a run has when no interval is given.
+        until: share of the run after which only exact removals follow, in (0, 1].
+    """
+
+    def init(analysis: Analysis, steps: int, interval: int | None) -> State:
+        del analysis
+        every = interval or max(steps // checks, 1)
+        return State(epsilon=epsilon, interval=every, next=every)
+
+    def due(state: State, step: int) -> bool:
+        return step >= state.next
+
+    def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
+        adapted = _adapt(state, moment, growth=growth, limit=tolerance, slack=slack)
+        options = list(_options(state, moment))
+        open_end = moment.step <= until * moment.steps
+        reached = moment.limit is not None and _size(moment, {}) <= moment.limit.final
+        lossy = open_end and not reached
+        removed = _exact(options)
+        if lossy:
+            removed = _within_budget(options, removed, adapted.epsilon, most)
+            if moment.limit is not None:
+                removed = _to_limit(options, removed, moment)
+        plan = _plan(options, removed)
+        inexact = any(np.any(mask & ~_is_exact(o)) for o, mask in zip(options, removed, strict=True))
+        reference = moment.loss if inexact else adapted.reference
+        return replace(adapted, reference=reference, low={}, high={}), plan
+
+    return Pruner(requires=_OBSERVED, init=init, observe=_observe, decide=decide, due=due)
+
+
+def _observe(state: State, observations: Observations) -> State:
+    """Widen the ranges seen since the last check."""
+    low, high = dict(state.low), dict(state.high)
+    for axis, window in observations.items():
+        if window.low is not None and window.high is not None:
+            low[axis] = np.minimum(low.get(axis, window.low), window.low)
+            high[axis] = np.maximum(high.get(axis, window.high), window.high)
+    return replace(state, low=low, high=high)
+
+
+def _adapt(
+    state: State, moment: Moment, *, growth: float, limit: float, slack: float
+) -> State:
+    """Grow or shrink epsilon by what the last inexact removal did to the loss."""
+    if math.isnan(state.reference) or math.isnan(moment.loss):
+        return replace(state, next=moment.step + state.interval)
+    risen = moment.loss > state.reference * (1 + limit) + slack
+    interval = state.interval * 2 if risen else state.interval
+    epsilon = state.epsilon / growth if risen else state.epsilon * growth
+    return replace(state, epsilon=epsilon, interval=interval, next=moment.step + interval)
+
+
+def _options(state: State, moment: Moment) -> Iterator[_Options]:
+    """Replacements for the units of every group whose consumers can take over."""
+    groups = moment.analysis.groups
+    axes = {consumer.axis for group in groups for consumer in group.consumers}
+    for group in groups:
+        found = trace(moment.model, moment.analysis, group)
+        axes.update(found.inputs if found is not None else ())
+    seen = moment.probe(sorted(axes), _OBSERVED)
+    by_key = {view.key: view for view in views(moment.model, moment.analysis.shapes, moment.analysis.known)}
+    for group in groups:
+        parts = readers(group, by_key, moment.analysis, seen)
+        if parts is not None:
+            yield _Options(
+                group=group,
+                fold=foldings(parts, seen),
+                merge=mergings(moment.model, moment.analysis, group, parts, seen),
+                seen_constant=_constant_in_training(state, group),
+            )
+
+
+def _constant_in_training(state: State, group: Group) -> Mask:
+    """(U,) whether no consumer saw the unit move since the last check."""
+    result = np.ones(group.size, np.bool_)
+    for consumer in group.consumers:
+        if consumer.axis in state.low:
+            index = group.member(consumer.axis).index
+            low, high = state.low[consumer.axis][index], state.high[consumer.axis][index]
+            result &= (low == high).all(axis=1)
+    return result
+
+
+def _is_exact(option: _Options) -> Mask:
+    exact = option.exact
+    return exact if option.merge is None else exact | option.merge.exact
+
+
+def _exact(options: list[_Options]) -> list[Mask]:
+    """Constant units; of exact copies all but those others are merged into."""
+    removed = []
+    for option in options:
+        gone = option.exact.copy()
+        if option.merge is not None:
+            gone = _add(option, gone, np.flatnonzero(option.merge.exact & ~gone))
+        removed.append(_spare_last(option, gone))
+    return removed
+
+
+def _spare_last(option: _Options, gone: Mask) -> Mask:
+    if gone.all():
+        gone[int(np.argmax(option.fold.bound))] = False
+    return gone
+
+
+def _survivors(option: _Options, gone: Mask) -> set[int]:
+    """Units that removed ones are merged into."""
+    if option.merge is None:
+        return set()
+    return {int(option.merge.survivor[u]) for u in np.flatnonzero(gone) if option.merges(int(u))}
+
+
+def _add(option: _Options, gone: Mask, units: Index) -> Mask:
+    """Remove `units` one by one, as far as their replacements are still there."""
+    gone = gone.copy()
+    survivors = _survivors(option, gone)
+    for unit in map(int, units):
+        if gone[unit] or unit in survivors or gone.sum() + 1 >= option.group.size:
+            continue
+        if option.merges(unit):
+            assert option.merge is not None
+            survivor = int(option.merge.survivor[unit])
+            if gone[survivor] or survivor in survivors:
+                continue
+            survivors.add(survivor)
+        gone[unit] = True
+    return gone
+
+
+def _within_budget(
+    options: list[_Options], removed: list[Mask], epsilon: float, most: float
+) -> list[Mask]:
+    """Per group the cheapest units, while their errors, added in squares, stay below epsilon."""
+    result = []
+    for option, gone in zip(options, removed, strict=True):
+        order = np.argsort(option.error, kind="stable")
+        order = order[~gone[order]]
+        total = np.sqrt(np.cumsum(option.error[order] ** 2))
+        room = max(int(most * option.group.size) - int(gone.sum()), 0)
+        result.append(_add(option, gone, order[total <= epsilon][:room]))
+    return result
+
+
+def _to_limit(options: list[_Options], removed: list[Mask], moment: Moment) -> list[Mask]:
+    """The cheapest units over all groups, by squared error per parameter, until the limit holds."""
+    assert moment.limit is not None
+    weights = cost.unit_parameters(moment.model, moment.analysis)
+    ranked = sorted(
+        (float(error) ** 2 / max(weights[option.group.name], 1.0), number, unit)
+        for number, option in enumerate(options)
+        for unit, error in enumerate(option.error)
+        if not removed[number][unit]
+    )
+    low, high = 0, len(ranked)
+    while low < high:  # the fewest units that reach the limit
+        middle = (low + high) // 2
+        trial = _with_first(options, removed, ranked[:middle])
+        if _size(moment, _masks(options, trial)) <= moment.limit.now:
+            high = middle
+        else:
+            low = middle + 1
+    return _with_first(options, removed, ranked[:low])
+
+
+def _with_first(
+    options: list[_Options], removed: list[Mask], ranked: list[tuple[float, int, int]]
+) -> list[Mask]:
+    units: list[list[int]] = [[] for _ in options]
+    for _, number, unit in ranked:
+        units[number].append(unit)
+    return [
+        _add(option, gone, np.array(more, np.int64))
+        for option, gone, more in zip(options, removed, units, strict=True)
+    ]
+
+
+def _masks(options: list[_Options], removed: list[Mask]) -> dict[str, Mask]:
+    return {o.group.name: ~gone for o, gone in zip(options, removed, strict=True)}
+
+
+def _size(moment: Moment, keep: Mapping[str, Mask]) -> int:
+    """Parameters or MACs that remain under `keep`."""
+    analysis = moment.analysis
+    kept = cost.kept_indices(analysis.groups, keep, analysis.shapes)
+    shapes = cost.sizes_after(analysis.shapes, kept)
+    limit = moment.limit
+    if limit is not None and limit.kind == "macs":
+        return cost.macs(moment.model, analysis, shapes)
+    return cost.parameters(moment.model, shapes)
+
+
+def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:
+    if not any(gone.any() for gone in removed):
+        return None
+    folds: list[Fold] = []
+    merges: list[Merge] = []
+    exact: dict[str, Mask] = {}
+    for option, gone in zip(options, removed, strict=True):
+        exact[option.group.name] = gone & _is_exact(option)
+        for unit in map(int, np.flatnonzero(gone)):
+            if option.merges(unit):
+                merges.append(_merge(option, unit))
+            else:
+                folds.append(_fold(option, unit))
+    keep = {name: mask for name, mask in _masks(options, removed).items() if not mask.all()}
+    return Plan(keep=keep, folds=tuple(folds), merges=tuple(merges), exact=exact)
+
+
+def _merge(option: _Options, unit: int) -> Merge:
+    assert option.merge is not None
+    return Merge(
+        group=option.group.name,
+        victim=unit,
+        survivor=int(option.merge.survivor[unit]),
+        scale=float(option.merge.scale[unit]),
+        offset=float(option.merge.offset[unit]),
+    )
+
+
+def _fold(option: _Options, unit: int) -> Fold:
+    values = {axis: means[unit] for axis, means in option.fold.values.items()}
+    return Fold(group=option.group.name, unit=unit, values=values)
+
+

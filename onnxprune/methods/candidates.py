@@ -1,0 +1,228 @@
+"""What each unit could be replaced by, and what that costs: a constant, or another unit.
+
+Errors are relative: the change of a consumer's pre-activation over the size of that pre-activation,
+both as root mean squares over the sample, so that layers of any width and scale compare. Bounds are
+largest instead of typical values. Symbols as in the reconstruction of adaptive neuron apoptosis:
+v_j are the outgoing weights of unit j, u_j its incoming ones with the bias, mu_j its mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Axis, Consumer, Floats, Group, Index, Mask, Observations
+from onnxprune.graph.consumers import absorber, outgoing
+from onnxprune.graph.groups import Analysis
+from onnxprune.graph.traces import trace
+from onnxprune.ops.registry import View
+from onnxprune.ops.trace import Kind, Trace
+
+__all__ = ["Folding", "Merging", "Reader", "foldings", "mergings", "readers"]
+
+_NOISE = 1e-6  # of a vector's length: rows closer than this are equal up to float32 rounding
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Reader:
+    """One consumer of a group, with what its weights make of each unit.
+
+    Attributes:
+        index: (U, k) positions of the units on the consumer's axis.
+        strength: (U, k) length |v| of the outgoing weights of each position.
+        power: mean square of the pre-activation that the whole axis causes, positions taken as
+            independent: sum of |v_i|^2 E[a_i^2].
+        padded: share of output positions that see zeros instead of the unit.
+    """
+
+    consumer: Consumer
+    index: Index
+    strength: Floats
+    power: float
+    padded: float
+
+
+def readers(
+    group: Group, views: Mapping[str, View], analysis: Analysis, seen: Observations
+) -> list[Reader] | None:
+    """One reader per consumer; None when a consumer cannot take over what a unit contributes."""
+    result = []
+    for consumer in group.consumers:
+        view = views[consumer.node]
+        how = absorber(view, consumer)
+        window = seen.get(consumer.axis)
+        if how is None or window is None or window.square is None or not window.count:
+            return None
+        strength = np.sqrt((outgoing(view, how).astype(np.float64) ** 2).sum(axis=(1, 2)))
+        index = group.member(consumer.axis).index
+        padded = _border(analysis, consumer) if how.padded else 0.0
+        power = float((strength**2 * window.square / window.count).sum())
+        result.append(
+            Reader(
+                consumer=consumer,
+                index=index,
+                strength=strength[index],
+                power=power,
+                padded=padded,
+            )
+        )
+    return result or None
+
+
+def _border(analysis: Analysis, consumer: Consumer) -> float:
+    """Share of positions on the rim of the map, where a padded kernel sees zeros."""
+    sizes = analysis.shapes[consumer.axis.value][2:]
+    inner = [max((size or 32) - 2, 0) / (size or 32) for size in sizes]
+    return 1.0 - float(np.prod(inner))
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Folding:
+    """Replacing each unit of a group by its mean.
+
+    Attributes:
+        error: (U,) relative root mean square change of the worst consumer, >= 0.
+        bound: (U,) relative largest change of the worst consumer on the sample.
+        exact: (U,) bool: constant on the whole sample, and the constant goes without remainder.
+        values: per consumer axis the (U, k) means.
+    """
+
+    error: Floats
+    bound: Floats
+    exact: Mask
+    values: Mapping[Axis, Floats]
+
+
+def foldings(parts: list[Reader], seen: Observations) -> Folding:
+    """Errors and bounds of constants: |delta z| <= |v_j| max(max_j - mu_j, mu_j - min_j)."""
+    count = len(parts[0].index)
+    error, bound = np.zeros(count), np.zeros(count)
+    exact = np.ones(count, np.bool_)
+    values: dict[Axis, Floats] = {}
+    for part in parts:
+        window = seen[part.consumer.axis]
+        assert window.total is not None and window.square is not None
+        assert window.low is not None and window.high is not None
+        low, high = window.low[part.index], window.high[part.index]
+        mean = np.clip(window.total[part.index] / window.count, low, high)
+        constant = low == high
+        variance = np.maximum(window.square[part.index] / window.count - mean**2, 0.0)
+        variance[constant] = 0.0
+        variance += part.padded * mean**2
+        deviation = np.maximum(high - mean, mean - low)
+        if part.padded:
+            deviation = np.maximum(deviation, np.abs(mean))
+        scale = np.sqrt(part.power) or 1.0
+        error = np.maximum(error, np.sqrt((part.strength**2 * variance).sum(axis=1)) / scale)
+        bound = np.maximum(bound, (part.strength * deviation).sum(axis=1) / scale)
+        exact &= (constant & ((mean == 0) | (part.padded == 0))).all(axis=1)
+        values[part.consumer.axis] = mean
+    return Folding(error=error, bound=bound, exact=exact, values=values)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Merging:
+    """For every unit the best survivor to stand in for it.
+
+    Attributes:
+        survivor: (U,) unit, or -1 where nothing comes close.
+        scale, offset: (U,) the victim is about scale * survivor + offset.
+        error, bound: (U,) as for Folding; infinite without a survivor.
+        exact: (U,) bool: the same function up to rounding.
+    """
+
+    survivor: Index
+    scale: Floats
+    offset: Floats
+    error: Floats
+    bound: Floats
+    exact: Mask
+
+
+def mergings(
+    model: ir.Model, analysis: Analysis, group: Group, parts: list[Reader], seen: Observations
+) -> Merging | None:
+    """Parallel units: |delta z| <= |v_j| |u_j - c u_i| |[x; 1]|; None when nothing is known.
+
+    Only functions of the incoming weights are compared, so the bound holds on any data whose inputs
+    are no longer than those of the sample.
+    """
+    found = trace(model, analysis, group)
+    if found is None or len(found.rows) < 2:
+        return None
+    distance, scale, offset = _nearest(found)
+    survivor = distance.argmin(axis=1)
+    rows = np.arange(len(distance))
+    nearest = distance[rows, survivor]
+    scale, offset = scale[rows, survivor], offset[rows, survivor]
+    reach = _reach(found, seen)
+    error, bound = np.zeros(len(rows)), np.zeros(len(rows))
+    for part in parts:
+        strength = np.sqrt((part.strength**2).sum(axis=1)) / (np.sqrt(part.power) or 1.0)
+        error = np.maximum(error, strength * nearest * reach[0])
+        bound = np.maximum(bound, strength * nearest * reach[1])
+        if part.padded:  # scale alone passes zero padding
+            error = np.where(offset != 0, np.inf, error)
+    exact = nearest <= _NOISE * np.maximum(np.linalg.norm(found.rows, axis=1), 1e-30)
+    error, bound = np.where(exact & np.isfinite(error), 0.0, error), np.where(exact, 0.0, bound)
+    known = np.isfinite(error)
+    return Merging(
+        survivor=np.where(known, survivor, -1).astype(np.int64),
+        scale=np.where(known, scale, 0.0),
+        offset=np.where(known, offset, 0.0),
+        error=error,
+        bound=bound,
+        exact=exact & known,
+    )
+
+
+def _reach(found: Trace, seen: Observations) -> tuple[float, float]:
+    """Typical and largest |[x; 1]| of what the rows are multiplied with; inf where not observed."""
+    if any(axis not in seen for axis in found.inputs) or not found.inputs:
+        return float("inf"), float("inf")
+    typical = largest = 0.0
+    channels = 0
+    for axis in found.inputs:
+        window = seen[axis]
+        assert window.square is not None and window.low is not None and window.high is not None
+        channels += len(window.square)
+        typical += float((window.square / window.count).sum())
+        largest += float(np.maximum(window.low**2, window.high**2).sum())
+    positions = max(found.rows.shape[1] // channels, 1)
+    return float(np.sqrt(1 + positions * typical)), float(np.sqrt(1 + positions * largest))
+
+
+def _nearest(found: Trace) -> tuple[Floats, Floats, Floats]:
+    """For every victim j (rows) and survivor i (columns): |u_j - c u_i|, c, offset.
+
+    The distance carries the activation's Lipschitz constant.
+    """
+    rows = found.rows
+    gram = rows @ rows.T
+    square = np.diag(gram).copy()
+    offset = np.zeros_like(gram)
+    if found.kind <= Kind.HOMOGENEOUS:
+        scale = gram / np.maximum(square, 1e-30)[None, :]
+        if found.kind is Kind.HOMOGENEOUS:
+            scale = np.maximum(scale, 0.0)
+    else:
+        signed = found.kind in (Kind.ODD, Kind.SIGMOID)
+        scale = np.where(gram < 0, -1.0, 1.0) if signed else np.ones_like(gram)
+        if found.kind is Kind.SIGMOID:
+            offset = np.where(scale < 0, 1.0, 0.0)
+    squared = square[:, None] - 2 * scale * gram + scale**2 * square[None, :]
+    distance = np.sqrt(np.maximum(squared, 0.0))
+    # The subtraction above loses half the digits: settle near-duplicates by the difference itself.
+    close = np.argwhere(distance <= 1e-3 * np.sqrt(square)[:, None])
+    for j, i in close[: 4 * len(rows)]:
+        distance[j, i] = np.linalg.norm(rows[j] - scale[j, i] * rows[i])
+    if found.kind is Kind.SIGMOID:
+        distance = distance / 4
+    if found.kind is Kind.EQUAL:
+        distance = np.where(distance <= _NOISE * np.sqrt(square)[:, None], 0.0, np.inf)
+    np.fill_diagonal(distance, np.inf)
+    distance[:, square == 0] = np.inf
+    return distance, scale, offset

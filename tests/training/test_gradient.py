@@ -1,0 +1,198 @@
+"""Gradients against central differences, and what cannot be differentiated."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxprune.errors import TrainingError
+from onnxprune.training import gradient as engine
+from onnxprune.training.losses import LOSS, TARGET
+
+pytestmark = pytest.mark.ort
+
+MLP = """<ir_version: 8, opset_import: ["":17]>
+mlp (float[N,6] x, float[6,8] p_w1, float[8] p_b1, float[8,4] p_w2, float[4] p_b2) => (float[N,4] y)
+{
+  a = MatMul(x, p_w1)
+  b = Add(a, p_b1)
+  h = Tanh(b)
+  c = MatMul(h, p_w2)
+  y = Add(c, p_b2)
+}"""
+
+CONV = """<ir_version: 8, opset_import: ["":17]>
+conv (float[N,3,9,9] x, float[16,3,3,3] p_w1, float[16] p_b1, float[12,16,3,3] p_w2,
+      float[12,1,3,3] p_w3, float[4,12] p_w4, float[4] p_b4) => (float[N,4] y)
+{
+  c1 = Conv<pads=[1,1,1,1], strides=[2,2]>(x, p_w1, p_b1)
+  h1 = Tanh(c1)
+  c2 = Conv<pads=[0,1,1,0]>(h1, p_w2)
+  h2 = Sigmoid(c2)
+  c3 = Conv<group=12, pads=[1,1,1,1]>(h2, p_w3)
+  h3 = Relu(c3)
+  g = GlobalAveragePool(h3)
+  f = Flatten(g)
+  y = Gemm<transB=1>(f, p_w4, p_b4)
+}"""
+
+NORM = """<ir_version: 8, opset_import: ["":17]>
+norm (float[N,3,6,6] x, float[8,3,3,3] p_w, float[8] p_scale, float[8] p_shift,
+      float[8] p_stat_mean, float[8] p_stat_var, float[4,8] p_head) => (float[N,4] y)
+{
+  c = Conv<pads=[1,1,1,1]>(x, p_w)
+  n = BatchNormalization<epsilon=0.001>(c, p_scale, p_shift, p_stat_mean, p_stat_var)
+  h = Sigmoid(n)
+  g = GlobalAveragePool(h)
+  f = Flatten(g)
+  y = Gemm<transB=1>(f, p_head)
+}"""
+
+POOL = """<ir_version: 8, opset_import: ["":17]>
+pool (float[N,3,7,7] x, float[8,3,3,3] p_w, float[4,32] p_head) => (float[N,4] y)
+{
+  c = Conv<pads=[1,1,1,1]>(x, p_w)
+  h = Tanh(c)
+  a = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(h)
+  b = AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)
+  f = Flatten(b)
+  y = Gemm<transB=1>(f, p_head)
+}"""
+
+
+def batch(size, *shape, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size, *shape)).astype(np.float32)
+    return {"x": x, TARGET: rng.integers(0, 4, size)}
+
+
+@pytest.mark.parametrize(("text", "shape"), [(MLP, (6,)), (CONV, (3, 9, 9))])
+def test_gradients_equal_central_differences(text, shape, model_from, training, slope_error):
+    setup = training(model_from(text))
+    assert slope_error(setup, batch(5, *shape)) < 5e-3
+
+
+@pytest.mark.parametrize("mode", ["train", "frozen"])
+def test_batch_norm_gradients_equal_central_differences(mode, model_from, training, slope_error):
+    setup = training(model_from(NORM), batch_norm=mode)
+    assert slope_error(setup, batch(6, 3, 6, 6)) < 5e-3
+    assert bool(setup.graph.state) == (mode == "train")
+
+
+def test_frozen_batch_norm_normalizes_by_the_running_statistics(model_from, training):
+    # The engine itself turns a BatchNormalization of either mode into one of the batch.
+    model, feeds = model_from(NORM), batch(6, 3, 6, 6)
+    other = {name: v[:3] for name, v in feeds.items()}
+    frozen, trained = (training(model, batch_norm=mode) for mode in ("frozen", "train"))
+
+    def rows(setup, arrays):
+        from onnxprune.runtime.session import Runner
+
+        runner = Runner(setup.graph.model)
+        known = {**setup.snapshot.parameters, **setup.snapshot.state, **arrays}
+        return runner.run({name: known[name] for name in runner.inputs}, ["y"])["y"][:3]
+
+    np.testing.assert_allclose(rows(frozen, feeds), rows(frozen, other), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(rows(trained, feeds), rows(trained, other), rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_average_pool_with_a_symbolic_batch(size, model_from, training, slope_error):
+    setup = training(model_from(POOL))
+    assert slope_error(setup, batch(size, 3, 7, 7)) < 5e-3
+
+
+def test_faster_passes_leave_gradients_equal(model_from, training, monkeypatch):
+    model, feeds = model_from(CONV), batch(5, 3, 9, 9)
+    fast = training(model)
+    monkeypatch.setattr(engine, "improve", lambda _: None)
+    plain = training(model)
+    kinds = [{node.op_type for node in s.graph.model.graph} for s in (fast, plain)]
+    assert "ReluGrad" not in kinds[0]
+    assert "ReluGrad" in kinds[1]
+    reference = plain.gradients(feeds)
+    for name, gradient in fast.gradients(feeds).items():
+        np.testing.assert_allclose(gradient, reference[name], rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_are_the_loss_the_forward_outputs_and_gradients_in_order(model_from, training):
+    graph = training(model_from(NORM)).graph
+    names = [value.name for value in graph.model.graph.outputs]
+    expected = [LOSS, "y", "p_stat_mean/next", "p_stat_var/next"]
+    assert names == expected + [graph.gradients[name] for name in graph.parameters]
+
+
+def test_intermediate_values_have_gradients(model_from, training):
+    graph = training(model_from(MLP)).graph
+    made = {value.name for node in graph.model.graph for value in node.outputs}
+    assert graph.gradients["h"] in made
+
+
+def test_parameters_without_a_gradient_are_reported_and_stay_constants(model_from, training):
+    setup = training(
+        model_from(NORM), batch_norm="train", parameters=("p_w", "p_head", "p_scale", "p_shift")
+    )
+    assert setup.graph.untrained == ()
+    text = MLP.replace(
+        "y = Add(c, p_b2)", "s = Shape(p_b2)\n  z = ConstantOfShape(s)\n  y = Add(c, z)"
+    )
+    setup = training(model_from(text))
+    assert setup.graph.untrained == ("p_b2",)
+    assert setup.graph.parameters == ("p_w1", "p_b1", "p_w2")
+
+
+def test_an_operator_without_a_gradient_is_named(model_from, training):
+    text = MLP.replace("h = Tanh(b)", "h = CumSum(b, axis)").replace(
+        "(float[N,4] y)\n{", "(float[N,4] y)\n<int64 axis = {1}>\n{"
+    )
+    with pytest.raises(TrainingError, match="CumSum") as caught:
+        training(model_from(text), parameters=("p_w1", "p_w2"))
+    assert caught.value.operator == "CumSum"
+
+
+def test_control_flow_that_captures_is_refused_instead_of_aborting(model_from, training):
+    text = """<ir_version: 8, opset_import: ["":17]>
+    g (float[N,6] x, float[6,4] p_w) => (float[N,4] y)
+    {
+      h = MatMul(x, p_w)
+      m = ReduceMax<keepdims=0>(h)
+      c = Greater(m, m)
+      y = If (c) <
+        then_branch = t () => (float[N,4] a) { a = Relu(h) },
+        else_branch = e () => (float[N,4] b) { b = Tanh(h) }
+      >
+    }"""
+    with pytest.raises(TrainingError, match="If"):
+        training(model_from(text))
+
+
+def test_gradient_of_an_unknown_parameter_names_it(model_from, training):
+    copy = training(model_from(MLP)).copy
+    with pytest.raises(TrainingError, match="p_nowhere"):
+        engine.differentiate(copy.model, loss=LOSS, parameters=["p_nowhere"])
+
+
+def test_transposed_convolution(model_from, training, slope_error):
+    text = """<ir_version: 8, opset_import: ["":17]>
+    up (float[N,2,4,4] x, float[2,6,3,3] p_w, float[6] p_b, float[6,2,2,2] p_v)
+      => (float[N,4,6,6] y)
+    {
+      a = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(x, p_w, p_b)
+      h = Tanh(a)
+      y = ConvTranspose<group=2, pads=[1,1,2,2]>(h, p_v)
+    }"""
+    setup = training(model_from(text), kind="mse")
+    rng = np.random.default_rng(0)
+    feeds = {
+        "x": rng.normal(size=(3, 2, 4, 4)).astype(np.float32),
+        TARGET: rng.normal(size=(3, 4, 6, 6)).astype(np.float32),
+    }
+    assert slope_error(setup, feeds) < 5e-3
+
+
+def test_the_users_graph_is_left_alone(model_from, training):
+    model = model_from(NORM)
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    training(model)
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before

@@ -1,0 +1,250 @@
+"""The training copy computes what the user's graph computes, in differentiable operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxprune.errors import ConfigError
+from onnxprune.runtime.session import Runner
+from onnxprune.training.compositions import LOWERINGS
+from onnxprune.training.losses import TARGET
+from onnxprune.training.lowering import evaluation_copy, lower
+
+# Per case: opset, shape of x behind the batch, the node, and shapes of further parameters.
+CASES = {
+    "AveragePool": (
+        17,
+        "3,7,6",
+        "AveragePool<kernel_shape=[3,2], strides=[2,2], pads=[1,1,1,0]>(h)",
+    ),
+    "AveragePool/global": (17, "3,7,6", "AveragePool<kernel_shape=[7,6]>(h)"),
+    "AveragePool/ceil": (
+        17,
+        "2,6,6",
+        "AveragePool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(h)",
+    ),
+    "AveragePool/padded": (
+        17,
+        "2,6,6",
+        "AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(h)",
+    ),
+    "AveragePool/same": (
+        17,
+        "2,6,5",
+        'AveragePool<kernel_shape=[3,2], strides=[2,2], auto_pad="SAME_UPPER">(h)',
+    ),
+    "AveragePool/1d": (17, "2,9", "AveragePool<kernel_shape=[3], strides=[3]>(h)"),
+    "AveragePool/3d": (17, "2,4,4,4", "AveragePool<kernel_shape=[2,2,2], strides=[2,2,2]>(h)"),
+    "Celu": (17, "5", "Celu<alpha=0.7>(h)"),
+    "DepthToSpace": (17, "8,3,2", "DepthToSpace<blocksize=2>(h)"),
+    "DepthToSpace/crd": (17, "8,3,2", 'DepthToSpace<blocksize=2, mode="CRD">(h)'),
+    "Elu": (17, "5", "Elu<alpha=0.7>(h)"),
+    "GlobalMaxPool": (17, "3,4,5", "GlobalMaxPool(h)"),
+    "GlobalMaxPool/dynamic": (17, "3,S,5", "GlobalMaxPool(h)"),
+    "GroupNormalization": (21, "4,3,3", "GroupNormalization<num_groups=2>(h, p_a, p_b)", "4", "4"),
+    "HardSigmoid": (17, "5", "HardSigmoid<alpha=0.3>(h)"),
+    "HardSwish": (17, "5", "HardSwish(h)"),
+    "InstanceNormalization": (17, "3,4,5", "InstanceNormalization(h, p_a, p_b)", "3", "3"),
+    "LRN": (17, "6,3,4", "LRN<size=3, alpha=0.5, beta=0.6>(h)"),
+    "LRN/even": (17, "6,3,4", "LRN<size=4, alpha=0.5, beta=0.6>(h)"),
+    "LayerNormalization": (17, "3,6", "LayerNormalization(h, p_a, p_b)", "6", "6"),
+    "LpNormalization": (17, "3,6", "LpNormalization<axis=1>(h)"),
+    "LpNormalization/1": (17, "3,6", "LpNormalization<p=1>(h)"),
+    "Max": (17, "5", "Max(h, x, p_a)", "5"),
+    "Mean": (17, "5", "Mean(h, x, p_a)", "5"),
+    "Min": (17, "5", "Min(h, x, p_a)", "5"),
+    "Mish": (18, "5", "Mish(h)"),
+    "PRelu": (17, "3,4,4", "PRelu(h, p_a)", "3,1,1"),
+    "Pad/reflect": (17, "2,4,5", 'Pad<mode="reflect">(h, pads)'),
+    "Pad/edge": (17, "2,4,5", 'Pad<mode="edge">(h, pads)'),
+    "ReduceL1": (17, "3,4", "ReduceL1<axes=[2], keepdims=0>(h)"),
+    "ReduceMax": (17, "3,4", "ReduceMax<axes=[-1,1], keepdims=0>(h)"),
+    "ReduceMax/18": (18, "3,4", "ReduceMax(h, axes)"),
+    "ReduceMin": (17, "3,4", "ReduceMin<axes=[1]>(h)"),
+    "ReduceSumSquare": (17, "3,4", "ReduceSumSquare<axes=[1]>(h)"),
+    "Selu": (17, "5", "Selu(h)"),
+    "Softplus": (17, "5", "Softplus(h)"),
+    "Softsign": (17, "5", "Softsign(h)"),
+    "SpaceToDepth": (17, "3,4,6", "SpaceToDepth<blocksize=2>(h)"),
+    "Sum": (17, "5", "Sum(h, x, p_a)", "5"),
+    "ThresholdedRelu": (17, "5", "ThresholdedRelu<alpha=0.2>(h)"),
+}
+WITHOUT_REFERENCE = {"RMSNormalization"}  # newer than the runtime
+
+
+def text_of(case):
+    version, shape, node, *others = CASES[case]
+    declared = "".join(f", float[{s}] p_{n}" for s, n in zip(others, "ab", strict=False))
+    fixed = shape.replace("S", "4")
+    return f"""<ir_version: 8, opset_import: ["":{version}]>
+    g (float[N,{shape}] x, float[{fixed}] p_w{declared}) => (float[] y)
+    <int64[1] axes = {{2}}, int64[8] pads = {{0,0,1,2,0,0,2,1}}>
+    {{
+      h = Add(x, p_w)
+      z = {node}
+      y = Identity(z)
+    }}"""
+
+
+def sample(case, size=3):
+    shape = [int(s) for s in CASES[case][1].replace("S", "4").split(",")]
+    return np.random.default_rng(3).normal(size=(size, *shape)).astype(np.float32)
+
+
+def test_every_composition_has_a_case():
+    assert {case.split("/")[0] for case in CASES} | WITHOUT_REFERENCE == set(LOWERINGS)
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("case", CASES)
+def test_a_composition_equals_its_operator(case, model_from):
+    model = model_from(text_of(case))
+    reference = Runner(model, optimize=False).run({"x": sample(case)})["y"]
+    copy = lower(model, ["y"], batch_norm="frozen").model
+    if case.split("/")[0] != "LayerNormalization":
+        kinds = {node.op_type for node in copy.graph if len(node.inputs) != 2}
+        assert case.split("/")[0] not in kinds
+    actual = Runner(copy, optimize=False).run({"x": sample(case)})["y"]
+    np.testing.assert_allclose(actual, reference, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("case", CASES)
+def test_a_composition_has_the_gradient_of_its_operator(case, model_from, training, slope_error):
+    setup = training(model_from(text_of(case)), kind="mse")
+    x = sample(case)
+    runner = Runner(setup.copy.model)
+    known = {"x": x, TARGET: np.zeros((), dtype=np.float32)}
+    assert set(runner.inputs) == set(known)
+    shape = Runner(lower(model_from(text_of(case)), ["y"], batch_norm="frozen").model).run({"x": x})
+    target = np.random.default_rng(5).normal(size=shape["y"].shape).astype(np.float32)
+    assert slope_error(setup, {"x": x, TARGET: target}, reach=3e-3) < 2e-2
+
+
+@pytest.mark.ort
+def test_rms_normalization_equals_its_definition(model_from):
+    model = model_from("""<ir_version: 10, opset_import: ["":23]>
+    g (float[N,3,6] x, float[6] p_w) => (float[N,3,6] y)
+    { y = RMSNormalization<epsilon=0.01>(x, p_w) }""")
+    x = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
+    actual = Runner(lower(model, ["y"], batch_norm="frozen").model).run({"x": x})["y"]
+    w = model.graph.initializers["p_w"].const_value.numpy()
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.01) * w
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.ort
+def test_softplus_has_a_slope_at_zero(model_from, training):
+    text = text_of("Softplus")
+    setup = training(model_from(text, scale=0.0), kind="mse")
+    x = np.zeros((1, 5), dtype=np.float32)
+    target = np.zeros((1, 5), dtype=np.float32)
+    slope = setup.gradients({"x": x, TARGET: target})["p_w"]
+    np.testing.assert_allclose(slope, 2 * np.log(2) * 0.5 / 5 * np.ones(5), rtol=1e-5)
+
+
+TAIL = """<ir_version: 8, opset_import: ["":17, "ai.onnx.ml":1]>
+clf (float[N,4] x, float[N,2] unused, float[4,3] p_w) => (int64[N] label, float[N,3] probabilities)
+{
+  l = MatMul(x, p_w)
+  probabilities = Softmax<axis=-1>(l)
+  best = ArgMax<axis=1, keepdims=0>(probabilities)
+  doubled = Concat<axis=1>(unused, unused)
+  label = Identity(best)
+}"""
+
+
+def test_only_ancestors_stay(model_from):
+    model = model_from(TAIL)
+    copy = lower(model, ["l"], batch_norm="train").model
+    assert [node.op_type for node in copy.graph] == ["MatMul"]
+    assert [value.name for value in copy.graph.inputs] == ["x"]
+    assert [value.name for value in copy.graph.outputs] == ["l"]
+    assert "ai.onnx.ml" not in copy.graph.opset_imports
+
+
+def test_an_unknown_output_names_the_known_ones(model_from):
+    with pytest.raises(ConfigError, match="label, probabilities"):
+        lower(model_from(TAIL), ["logits"], batch_norm="train")
+
+
+def test_float_constants_become_initializers_of_the_same_name(model_from):
+    model = model_from("""<ir_version: 8, opset_import: ["":17]>
+    g (float[N,2] x) => (float[N,2] y)
+    {
+      w = Constant<value = float[2,2] {1.0, 2.0, 3.0, 4.0}>()
+      s = Constant<value = int64[2] {-1, 2}>()
+      a = MatMul(x, w)
+      y = Reshape(a, s)
+    }""")
+    for copy in (lower(model, ["y"], batch_norm="train").model, evaluation_copy(model, ["y"])):
+        assert set(copy.graph.initializers) == {"w"}
+        assert [node.op_type for node in copy.graph] == ["Constant", "MatMul", "Reshape"]
+
+
+def test_old_files_keep_their_names(model_from):
+    model = model_from("""<ir_version: 3, opset_import: ["":9]>
+    g (float[N,2,4,4] x, float[3,2,1,1] p_w, float[3] p_s, float[3] p_b, float[3] p_stat_mean,
+       float[3] p_stat_var) => (float[N,3,4,4] y)
+    {
+      c = Conv(x, p_w)
+      n = BatchNormalization(c, p_s, p_b, p_stat_mean, p_stat_var)
+      y = Relu(n)
+    }""")
+    for value in list(model.graph.initializers.values()):
+        model.graph.inputs.append(value)
+    result = lower(model, ["y"], batch_norm="train")
+    names = {value.name for node in result.model.graph for value in node.outputs}
+    assert {"c", "n", "y"} <= names
+    assert result.model.graph.opset_imports[""] == 17
+    assert result.model.ir_version >= 8
+    assert [value.name for value in result.model.graph.inputs] == ["x"]
+    assert dict(result.state) == {
+        "p_stat_mean": "p_stat_mean/next",
+        "p_stat_var": "p_stat_var/next",
+    }
+
+
+def test_newer_headers_are_brought_down(model_from):
+    model = model_from("""<ir_version: 11, opset_import: ["":23]>
+    g (float[N,2] x, float[2,2] p_w) => (float[N,2] y)
+    { y = MatMul(x, p_w) }""")
+    copy = lower(model, ["y"], batch_norm="train").model
+    assert (copy.graph.opset_imports[""], copy.ir_version) == (21, 10)
+    assert (model.graph.opset_imports[""], model.ir_version) == (23, 11)
+
+
+def test_shared_running_statistics_are_frozen(model_from):
+    model = model_from("""<ir_version: 8, opset_import: ["":17]>
+    g (float[N,3,4,4] x, float[3] p_s, float[3] p_b, float[3] p_stat_mean, float[3] p_stat_var)
+      => (float[N,3,4,4] y)
+    {
+      a = BatchNormalization(x, p_s, p_b, p_stat_mean, p_stat_var)
+      y = BatchNormalization(a, p_s, p_b, p_stat_mean, p_stat_var)
+    }""")
+    result = lower(model, ["y"], batch_norm="train")
+    assert result.state == {}
+    assert "BatchNormalization" not in Counter(node.op_type for node in result.model.graph)
+
+
+def test_dropout_without_a_ratio_is_an_identity(model_from):
+    model = model_from("""<ir_version: 8, opset_import: ["":17]>
+    g (float[N,3] x) => (float[N,3] y)
+    { y = Dropout(x) }""")
+    copy = lower(model, ["y"], batch_norm="train").model
+    assert [node.op_type for node in copy.graph] == ["Identity"]
+    assert copy.graph.node(0).outputs[0].name == "y"
+
+
+def test_local_functions_are_inlined(model_from):
+    model = ir.from_onnx_text("""<ir_version: 8, opset_import: ["":17, "own":1]>
+    g (float[N,3] x) => (float[N,3] y) { y = own.twice(x) }
+    <domain: "own", opset_import: ["":17]>
+    twice (a) => (b) { c = Relu(a)  b = Tanh(c) }""")
+    copy = lower(model, ["y"], batch_norm="train").model
+    assert [node.op_type for node in copy.graph] == ["Relu", "Tanh"]
+    assert not copy.functions
