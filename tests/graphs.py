@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Coupling, Ends, Frozen, Group, Reason
@@ -35,8 +36,13 @@ def model(
         drawn = rng.uniform(0.5, 1.5, shape) if name.startswith("var") else rng.normal(size=shape)
         arrays.setdefault(name, drawn.astype(np.float32))
     head = f'<ir_version: {ir_version}, opset_import: ["": {opset}]> graph '
-    tensors = [ir.tensor(np.asarray(array), name=name) for name, array in arrays.items()]
-    return ir.from_onnx_text(head + text, initializers=tensors)
+    proto = onnx.parser.parse_model(head + text)
+    described = [info for info in proto.graph.value_info if info.name not in arrays]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(described)
+    for name, values in arrays.items():
+        proto.graph.initializer.append(ir.to_proto(ir.tensor(values, name=name)))
+    return ir.from_proto(proto)
 
 
 def feeds(network: ir.Model, *, batch: int = 5, seed: int = 0) -> dict[str, Array]:
@@ -91,10 +97,9 @@ def ended(network: ir.Model) -> set[str]:
     return {str(fact.axis) for _, fact in found if isinstance(fact, Ends)}
 
 
-def view(network: ir.Model, op_type: str) -> View:
-    """The first node of that type, as rules see it."""
-    shapes, known = settle(network)
-    return next(v for v in views(network, shapes, known) if v.node.op_type == op_type)
+def view(network: ir.Model, op_type: str, which: int = 0) -> View:
+    """The first node of that type, or the one numbered `which`, as rules see it."""
+    return [v for v in views(network, *settle(network)) if v.node.op_type == op_type][which]
 
 
 def members(group: Group) -> dict[str, list[list[int]]]:

@@ -1,1 +1,3 @@
-"""TODO."""
+"""What a graph allows: shapes, couplings, groups, cost. Importing it registers the built-in rules."""
+
+import onnxprune.ops  # noqa: F401 (its import is what registers the rules)

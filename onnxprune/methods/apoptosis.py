@@ -12,9 +12,10 @@ here follow from first principles and are ours:
 * Both are exact when they hold exactly. Otherwise the error of a removal is known (see `candidates`),
   and a check removes the cheapest units of each group until their errors, added in squares, reach
   the budget epsilon.
-* Adaptive: a check compares the smoothed loss with that of the check before. If it has not risen by
-  more than `tolerance`, epsilon grows by `growth`, else it shrinks by as much and the interval
-  doubles.
+* Adaptive: a check compares the smoothed loss with the lowest one of all checks so far. If it has
+  not risen by more than `tolerance`, epsilon grows by `growth`; else it shrinks by as much and only
+  exact removals follow until the network has recovered. (Comparing with the last check alone would
+  let the loss climb in small steps.)
 * With a target, each check removes at least what a cubic schedule asks for, cheapest error per
   parameter first over all groups; once the target is reached, only exact removals follow.
 """
@@ -59,7 +60,8 @@ class State:
         epsilon: allowed relative change of a consumer's pre-activation per check and group.
         interval: steps between checks.
         next: step of the next check.
-        reference: smoothed loss at the last check that removed something inexactly; NaN for none.
+        reference: lowest smoothed loss at any check; NaN before the first.
+        removed: whether anything went inexactly since epsilon was last changed.
         low, high: per consumer axis, the range seen in training since the last check.
     """
 
@@ -67,6 +69,7 @@ class State:
     interval: int
     next: int
     reference: float = math.nan
+    removed: bool = False
     low: Mapping[Axis, Floats] = field(default_factory=dict)
     high: Mapping[Axis, Floats] = field(default_factory=dict)
 
@@ -105,19 +108,22 @@ def apoptosis(
     *,
     epsilon: float = 0.02,
     growth: float = 1.5,
+    largest: float = 0.15,
     tolerance: float = 0.05,
-    slack: float = 0.005,
+    slack: float = 0.02,
     most: float = 0.5,
     checks: int = 30,
-    until: float = 0.7,
+    until: float = 0.5,
 ) -> Pruner:
     """Adaptive neuron apoptosis (reconstructed; see the module).
 
     Args:
         epsilon: first budget per check and group, relative to the consumers' pre-activations, > 0.
         growth: factor by which epsilon adapts, > 1.
-        tolerance: relative rise of the smoothed loss between checks that still counts as none.
-        slack: absolute rise of the loss, in nats, that still counts as none.
+        largest: what epsilon may grow to.
+        tolerance: relative rise of the smoothed loss that still counts as none.
+        slack: rise of the loss, as a share of the best constant prediction's, that still counts as
+            none.
         most: largest share of a group's units that one check removes, in (0, 1].
         checks: how many checks a run has when no interval is given.
         until: share of the run after which only exact removals follow, in (0, 1].
@@ -132,20 +138,20 @@ def apoptosis(
         return step >= state.next
 
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
-        adapted = _adapt(state, moment, growth=growth, limit=tolerance, slack=slack)
+        allowed = state.reference * (1 + tolerance) + slack * moment.trivial
+        risen = moment.loss > allowed
+        adapted = _adapt(state, moment, risen=risen, growth=growth, largest=largest)
         options = list(_options(state, moment))
         open_end = moment.step <= until * moment.steps
         reached = moment.limit is not None and _size(moment, {}) <= moment.limit.final
-        lossy = open_end and not reached
         removed = _exact(options)
-        if lossy:
-            removed = _within_budget(options, removed, adapted.epsilon, most)
+        if open_end and not reached:
+            if not risen:
+                removed = _within_budget(options, removed, adapted.epsilon, most)
             if moment.limit is not None:
                 removed = _to_limit(options, removed, moment)
-        plan = _plan(options, removed)
-        inexact = any(np.any(mask & ~_is_exact(o)) for o, mask in zip(options, removed, strict=True))
-        reference = moment.loss if inexact else adapted.reference
-        return replace(adapted, reference=reference, low={}, high={}), plan
+        inexact = any(np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True))
+        return replace(adapted, removed=inexact, low={}, high={}), _plan(options, removed)
 
     return Pruner(requires=_OBSERVED, init=init, observe=_observe, decide=decide, due=due)
 
@@ -161,15 +167,20 @@ def _observe(state: State, observations: Observations) -> State:
 
 
 def _adapt(
-    state: State, moment: Moment, *, growth: float, limit: float, slack: float
+    state: State, moment: Moment, *, risen: bool, growth: float, largest: float
 ) -> State:
-    """Grow or shrink epsilon by what the last inexact removal did to the loss."""
-    if math.isnan(state.reference) or math.isnan(moment.loss):
-        return replace(state, next=moment.step + state.interval)
-    risen = moment.loss > state.reference * (1 + limit) + slack
-    interval = state.interval * 2 if risen else state.interval
-    epsilon = state.epsilon / growth if risen else state.epsilon * growth
-    return replace(state, epsilon=epsilon, interval=interval, next=moment.step + interval)
+    """Grow or shrink epsilon by what removals did to the loss; remember the lowest loss."""
+    epsilon = state.epsilon
+    if risen and state.removed:
+        epsilon /= growth
+    elif not risen:
+        epsilon = min(epsilon * growth, largest)
+    return replace(
+        state,
+        epsilon=epsilon,
+        next=moment.step + state.interval,
+        reference=float(np.fmin(state.reference, moment.loss)),
+    )
 
 
 def _options(state: State, moment: Moment) -> Iterator[_Options]:

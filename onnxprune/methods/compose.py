@@ -44,6 +44,7 @@ class Moment:
         model: the graph with its present weights.
         analysis: its groups; only those the user lets go.
         loss: smoothed training loss; NaN before the first step.
+        trivial: loss of the best constant prediction on the training targets: the loss's scale.
         limit: for a run with a target; None leaves the amount to the method.
         probe: (axes, observables) -> observations of a sample of training data, in evaluation mode,
             with the present weights.
@@ -54,6 +55,7 @@ class Moment:
     model: ir.Model
     analysis: Analysis
     loss: float
+    trivial: float
     limit: Limit | None
     probe: Callable[[Iterable[Axis], Iterable[Observable]], Observations]
 

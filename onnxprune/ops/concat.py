@@ -174,11 +174,21 @@ def edit_selection(edit: Edit, position: int, taken: Index) -> None:
     regular = bool((steps == step).all()) and step != 0
     if not regular:
         indices = edit.initializer(f"{edit.view.key}/taken", taken)
-        edit.insert_before(0, "Gather", indices, role=f"taken_{position}", axis=position)
+        _gather_in_front(edit, position, indices)
         taken, step = arange(len(taken)), 1
     start = int(taken[0])
     end = int(taken[-1]) + (1 if step > 0 else -1)
     _write_bounds(edit, position, start, end if end >= 0 else -(2**31), step)
+
+
+def _gather_in_front(edit: Edit, position: int, indices: ir.Value) -> None:
+    x = edit.view.input(0)
+    assert x is not None
+    name = x.name or ""
+    made = edit.insert_before(0, "Gather", indices, role=f"taken_{position}", axis=position)
+    sizes = edit.shapes[made.name or ""] = edit.shapes[name]
+    # The other axes are resized like the data's; this one is taken as a whole from now on.
+    edit.resized(made, {p: Axis(name, p) for p in range(len(sizes)) if p != position})
 
 
 def _write_bounds(edit: Edit, position: int, start: int, end: int, step: int) -> None:
@@ -297,24 +307,29 @@ def pad(view: View) -> Iterator[Fact]:
             )
 
 
+def _pads_after(edit: Edit, position: int, before: int, after: int) -> tuple[int, int]:
+    """Pads at both ends of one axis: positive ones lie in the output, negative ones in the input."""
+    x, y = edit.view.input(0), edit.view.output()
+    size = edit.view.shape(x)[position] or 0
+    inner, outer = edit.kept_at(x, position), edit.kept_at(y, position)
+    inner = arange(size) if inner is None else inner
+    outer = arange(before + size + after) if outer is None else outer
+    start = np.count_nonzero(outer < before) - np.count_nonzero(inner < -before)
+    end = np.count_nonzero(outer >= before + size) - np.count_nonzero(inner >= size + after)
+    return int(start), int(end)
+
+
 @resizes("Pad")
 def resize_pad(edit: Edit) -> None:
-    """As many padded positions as the output keeps on either side."""
+    """As many padded positions as the output keeps on either side, as many cut off as x keeps."""
     view = edit.view
     pads, rank = _pads(view), len(view.shape(view.input(0)))
     if pads is None:
         return
     new = list(pads)
     for position in range(rank):
-        kept = edit.kept_at(view.output(), position)
-        size = view.shape(view.input(0))[position]
-        if kept is None or size is None or not any(pads[position::rank]):
-            continue
-        before = pads[position]
-        if before > 0:
-            new[position] = int(np.count_nonzero(kept < before))
-        if pads[position + rank] > 0:
-            new[position + rank] = int(np.count_nonzero(kept >= before + size))
+        if any(pads[position::rank]) and view.shape(view.input(0))[position] is not None:
+            new[position], new[position + rank] = _pads_after(edit, position, *pads[position::rank])
     if new == pads:
         return
     if view.opset < 11:

@@ -98,10 +98,7 @@ class Edit:
 
     def initializer(self, name: str, array: Array) -> ir.Value:
         """A new initializer named `name`, or `name` with a number when that is taken."""
-        taken = self.graph.initializers
-        unique, number = name, 1
-        while unique in taken:
-            unique, number = f"{name}_{number}", number + 1
+        unique = self.fresh(name)
         value = ir.Value(
             name=unique,
             shape=ir.Shape(array.shape),
@@ -112,13 +109,21 @@ class Edit:
         self.shapes[unique] = array.shape
         return value
 
+    def fresh(self, name: str) -> str:
+        """`name`, or `name` with a number where an earlier removal has made that value already."""
+        taken = {value.name for node in self.graph for value in node.outputs}
+        unique, number = name, 1
+        while unique in taken or unique in self.graph.initializers:
+            unique, number = f"{name}_{number}", number + 1
+        return unique
+
     def insert_before(
         self, slot: int, op_type: str, *extra: ir.Value, role: str, **attributes: int
     ) -> ir.Value:
         """Put `op_type(input, *extra)` in front of input `slot`."""
         node = self.view.node
         made = ir.node(op_type, [node.inputs[slot], *extra], attributes=attributes)
-        made.outputs[0].name = f"{self.view.key}/{role}"
+        made.outputs[0].name = self.fresh(f"{self.view.key}/{role}")
         self.graph.insert_before(node, made)
         node.replace_input_with(slot, made.outputs[0])
         return made.outputs[0]
@@ -176,6 +181,8 @@ class Edit:
 
     def _where(self, slot: int, mask: Array, sizes: Array, role: str) -> None:
         node = self.view.node
+        if _extended(node.inputs[slot], mask, sizes):
+            return
         made = ir.node(
             "Where",
             [
@@ -184,9 +191,23 @@ class Edit:
                 node.inputs[slot],
             ],
         )
-        made.outputs[0].name = f"{self.view.key}/{role}"
+        made.outputs[0].name = self.fresh(f"{self.view.key}/{role}")
         self.graph.insert_before(node, made)
         node.replace_input_with(slot, made.outputs[0])
+
+
+def _extended(target: ir.Value | None, mask: Array, sizes: Array) -> bool:
+    """Whether `target` came from the Where of an earlier removal, which now holds these sizes too."""
+    made = None if target is None else target.producer()
+    if target is None or made is None or made.op_type != "Where" or len(target.uses()) != 1:
+        return False
+    old_mask, old_sizes = constant(made.inputs[0]), constant(made.inputs[1])
+    own = [value for value in made.inputs[:2] if value is not None and len(value.uses()) == 1]
+    if old_mask is None or old_sizes is None or len(own) != 2 or old_mask.shape != mask.shape:
+        return False
+    set_constant(own[0], mask | old_mask)
+    set_constant(own[1], np.where(mask, sizes, old_sizes))
+    return True
 
 
 def positions_after(kept: Index, size: int) -> Index:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Ends, Fact
+from onnxprune.base import Ends, Fact, Mask
+from onnxprune.model import constant
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import View, couples, resizes
 
@@ -39,21 +40,29 @@ def pin(edit: Edit) -> None:
     start, end = view.attribute("start", 0), view.attribute("end")
     sizes = sizes[slice(start, end)]
     static = np.array([size is not None for size in sizes], np.bool_)
-    if not static.any():
+    output = view.node.outputs[0]
+    if not static.any() or all(_pinned(use.node, use.idx, static) for use in output.uses()):
         return
     numbers = edit.initializer(
         f"{view.key}/static", np.array([size or 0 for size in sizes], np.int64)
     )
-    output = view.node.outputs[0]
     if static.all():
         ir.convenience.replace_all_uses_with(output, numbers)
         return
     mask = edit.initializer(f"{view.key}/is_static", static)
     made = ir.node("Where", [mask, numbers, output])
-    made.outputs[0].name = f"{view.key}/pinned"
+    made.outputs[0].name = edit.fresh(f"{view.key}/pinned")
     edit.graph.insert_after(view.node, made)
     ir.convenience.replace_all_uses_with(output, made.outputs[0])
     made.replace_input_with(2, output)
+
+
+def _pinned(reader: ir.Node, slot: int, static: Mask) -> bool:
+    """Whether `reader` is the Where of an earlier removal and replaces all static sizes."""
+    if reader.op_type != "Where" or slot != 2:
+        return False
+    mask = constant(reader.inputs[0])
+    return mask is not None and mask.shape == static.shape and bool((mask >= static).all())
 
 
 @couples("Constant", "ConstantOfShape", "Range", "EyeLike", "RandomNormal", "RandomUniform")

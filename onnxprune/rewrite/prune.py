@@ -52,6 +52,7 @@ def prune(model: ir.Model, analysis: Analysis, plan: Plan) -> Pruned:
     slice_constants(clone, kept)
     _resize(clone, analysis, kept, shapes)
     _forget_shapes(clone)
+    _list_initializers(clone)
     return Pruned(model=clone, kept=kept)
 
 
@@ -105,6 +106,14 @@ def _forget_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value not in outputs:
                 value.shape, value.type = None, None
+
+
+def _list_initializers(model: ir.Model) -> None:
+    """Before IR 4 every initializer stands among the inputs too, new ones included."""
+    listed = set(model.graph.inputs)
+    for value in model.graph.initializers.values() if model.ir_version < 4 else ():
+        if value not in listed:
+            model.graph.inputs.append(value)
 
 
 def take_moments(

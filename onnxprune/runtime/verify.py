@@ -31,6 +31,11 @@ class Agreement:
     tolerance: float = TOLERANCE
 
     @property
+    def allowed(self) -> float:
+        """What `error` might have been, in the outputs' unit."""
+        return self.tolerance * (self.error / self.relative if self.relative else 1.0)
+
+    @property
     def holds(self) -> bool:
         """Whether the models agree within the tolerance."""
         return self.relative <= self.tolerance

@@ -19,11 +19,13 @@ import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.model import constant, shape_of
+from onnxprune.training.attention import attention
 from onnxprune.training.pooling import (
     attribute,
     average_pool,
     data_input,
     depth_to_space,
+    explicit_pads,
     global_max_pool,
     optional_input,
     pad,
@@ -284,8 +286,10 @@ def _lrn(e: Emitter, node: ir.Node) -> ir.Value | None:
 
 
 LOWERINGS: Mapping[str, Lowering] = {
+    "Attention": attention,
     "AveragePool": average_pool,
     "Celu": _celu,
+    "Conv": explicit_pads,
     "DepthToSpace": depth_to_space,
     "Elu": _elu,
     "GlobalMaxPool": global_max_pool,

@@ -157,7 +157,7 @@ class RunConfig:
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip: float | None = None
-    schedule: str = "constant"
+    schedule: str = "cosine"
     loss: str = "auto"
     output_name: str | None = None
     batch_norm: str = "train"

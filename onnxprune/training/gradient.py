@@ -161,7 +161,8 @@ def _check_deadly(graph: ir.Graph, parameters: Sequence[str]) -> None:
     """Refuse what the engine would abort the process for.
 
     That is: control flow with a body that captures what a node computes, or that depends on
-    `parameters`; and an AveragePool that could not be lowered because its sizes are unknown.
+    `parameters`; and an AveragePool or a Conv with auto_pad that could not be lowered because
+    their sizes are unknown.
     """
     moving = {graph.initializers[name] for name in parameters}
     for node in graph:
@@ -177,14 +178,19 @@ def _check_deadly(graph: ir.Graph, parameters: Sequence[str]) -> None:
                 operator=node.op_type,
                 node=node_key(node),
             )
-        if node.op_type == "AveragePool":
+        if node.op_type == "AveragePool" or _pads_itself(node):
             raise TrainingError(
-                f"AveragePool ({node_key(node)}): its channels or sizes are unknown, so it has no "
-                "gradient; give the input shape with --input-shape",
+                f"{node.op_type} ({node_key(node)}): its channels or sizes are unknown, so it has "
+                "no gradient; give the input shape with --input-shape",
                 operator=node.op_type,
                 node=node_key(node),
             )
         moving |= set(node.outputs)
+
+
+def _pads_itself(node: ir.Node) -> bool:
+    auto = node.attributes.get("auto_pad")
+    return node.op_type == "Conv" and auto is not None and auto.as_string() != "NOTSET"
 
 
 def _captured(node: ir.Node) -> set[ir.Value]:

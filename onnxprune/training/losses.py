@@ -6,16 +6,18 @@ target enters as a graph input named `TARGET`; the loss leaves as the first outp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from onnxprune.base import Array
 from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError, DataError
-from onnxprune.model import opset, shape_of, trainable_dtype
+from onnxprune.model import constant, opset, shape_of, trainable_dtype
 from onnxprune.training.compositions import softplus
 from onnxprune.training.lowering import TrainingCopy
 
@@ -25,6 +27,7 @@ LOSS = "onnxprune.loss"
 TARGET = "onnxprune.target"
 IGNORED = -100  # class number of examples that a cross-entropy leaves out
 
+Sizes: TypeAlias = Sequence[int | None]
 Kind: TypeAlias = Literal["cross-entropy", "binary-cross-entropy", "mse"]
 KINDS: tuple[Kind, ...] = ("cross-entropy", "binary-cross-entropy", "mse")
 
@@ -40,7 +43,6 @@ class Objective:
         classes: size of the class axis; None unless the kind is "cross-entropy" and it is known.
         class_axis: axis of the classes in the prediction; 1 or the last.
         shape: of the prediction, None where dynamic; None when the rank is unknown.
-        dtype: of the prediction, and of the targets unless they are class numbers.
     """
 
     kind: Kind
@@ -49,7 +51,6 @@ class Objective:
     classes: int | None = None
     class_axis: int = 1
     shape: tuple[int | None, ...] | None = None
-    dtype: str = "float32"
 
 
 # --- choosing ------------------------------------------------------------------------------------
@@ -64,15 +65,15 @@ def resolve(
     """Choose loss and prediction.
 
     The output: `output`, else the only float tensor among the graph's outputs. So a scikit-learn
-    export with the outputs (label: int64, probabilities: float) is trained on its probabilities;
-    behind a ZipMap it is the tensor that enters the ZipMap.
+    export with the outputs (label: int64, probabilities: float) is trained on its probabilities.
 
     The kind, unless given: "cross-entropy" when the output comes from a Softmax or LogSoftmax, or
     when it has more than one class and targets are integers; "binary-cross-entropy" when it comes
     from a Sigmoid, or has width 1 and targets are all 0 or 1; "mse" for other float targets.
 
     Both cross-entropies read the logits, which is what enters a final Softmax, LogSoftmax or
-    Sigmoid, Identity nodes skipped.
+    Sigmoid, Identity nodes skipped. Two columns Concat(1 - p, p), as scikit-learn's binary
+    classifiers have them, count as the Sigmoid p.
 
     Args:
         model: the user's graph, with shapes where they are known.
@@ -86,10 +87,16 @@ def resolve(
     if kind not in (*KINDS, "auto"):
         raise ConfigError(f"loss {kind!r}: unknown; choose auto, {', '.join(KINDS)}", kind=kind)
     value = _output(model, output)
-    final = _through_identity(value)
-    chosen = _kind(final, target) if kind == "auto" else next(k for k in KINDS if k == kind)
+    final = _one_of_two(_through_identity(value))
+    if shape_of(final) is None:
+        inferred = model.clone()
+        passes.ShapeInferencePass(check_type=False, strict_mode=False)(inferred)
+        value = _output(inferred, output)
+        final = _one_of_two(_through_identity(value))
+    same = final is _through_identity(value)
+    shape = shape_of(final) or (shape_of(value) if same else None)
+    chosen = _kind(final, shape, target) if kind == "auto" else next(k for k in KINDS if k == kind)
     prediction = _logits(final, chosen)
-    shape = shape_of(prediction) or shape_of(final) or shape_of(value)
     axis = _class_axis(final, shape, target) if chosen == "cross-entropy" else 1
     known = shape is not None and chosen == "cross-entropy" and axis < len(shape)
     return Objective(
@@ -99,12 +106,11 @@ def resolve(
         classes=shape[axis] if known and shape is not None else None,
         class_axis=axis,
         shape=None if shape is None else tuple(shape),
-        dtype=str((prediction.dtype or final.dtype or ir.DataType.FLOAT).numpy()),
     )
 
 
 def _output(model: ir.Model, name: str | None) -> ir.Value:
-    candidates = {value.name or "": _tensor(value) for value in model.graph.outputs}
+    candidates = {value.name or "": value for value in model.graph.outputs}
     floats = {name: value for name, value in candidates.items() if trainable_dtype(value.dtype)}
     if name is not None:
         if name not in candidates:
@@ -122,17 +128,6 @@ def _output(model: ir.Model, name: str | None) -> ir.Value:
     return next(iter(floats.values()))
 
 
-def _tensor(value: ir.Value) -> ir.Value:
-    """The tensor that a ZipMap turns into a sequence of maps, or the value itself."""
-    producer = value.producer()
-    if producer is not None and producer.op_type == "ZipMap" and producer.inputs[0] is not None:
-        inner = producer.inputs[0]
-        if inner.dtype is None:
-            inner.dtype = ir.DataType.FLOAT
-        return inner
-    return value
-
-
 def _through_identity(value: ir.Value) -> ir.Value:
     producer = value.producer()
     while producer is not None and producer.op_type == "Identity":
@@ -142,12 +137,26 @@ def _through_identity(value: ir.Value) -> ir.Value:
     return value
 
 
+def _one_of_two(value: ir.Value) -> ir.Value:
+    """The Sigmoid p behind Concat(1 - p, p), or `value` itself."""
+    concat = value.producer()
+    if concat is None or concat.op_type != "Concat" or len(concat.inputs) != 2:
+        return value
+    rest, p = concat.inputs
+    sub = None if rest is None else rest.producer()
+    if sub is None or sub.op_type != "Sub" or p is None or sub.inputs[1] is not p:
+        return value
+    one, final = constant(sub.inputs[0]), _through_identity(p)
+    whole = one is not None and bool(np.all(one == 1))
+    return final if whole and _final_op(final) == "Sigmoid" else value
+
+
 def _final_op(value: ir.Value) -> str:
     producer = value.producer()
     return "" if producer is None else producer.op_type
 
 
-def _kind(final: ir.Value, target: Array | None) -> Kind:
+def _kind(final: ir.Value, shape: Sizes | None, target: Array | None) -> Kind:
     op_type = _final_op(final)
     if op_type in ("Softmax", "LogSoftmax"):
         return "cross-entropy"
@@ -159,7 +168,6 @@ def _kind(final: ir.Value, target: Array | None) -> Kind:
             f"alone; choose --loss {', '.join(KINDS)}",
             output=final.name,
         )
-    shape = shape_of(final)
     width = None if shape is None or len(shape) < 2 else shape[1]
     integral = np.issubdtype(target.dtype, np.integer) or target.dtype == np.bool_
     if width == 1 and bool(np.isin(target, (0, 1)).all()):
@@ -181,7 +189,7 @@ def _logits(final: ir.Value, kind: Kind) -> ir.Value:
     return final
 
 
-def _class_axis(final: ir.Value, shape: Any, target: Array | None) -> int:
+def _class_axis(final: ir.Value, shape: Sizes | None, target: Array | None) -> int:
     """1, or the last axis for predictions like (N, T, classes)."""
     if shape is None or len(shape) <= 2:
         return 1
@@ -203,14 +211,14 @@ def prepare(objective: Objective, target: Array) -> Array:
         target: (n, ...) class numbers, or values.
 
     Returns:
-        (n, ...) int64 class numbers for a cross-entropy; else the prediction's dtype and rank.
+        (n, ...) int64 class numbers for a cross-entropy; else float32, with the prediction's rank.
 
     Raises:
         DataError: class numbers that are no integers or out of range, or sizes that do not fit.
     """
     if objective.kind == "cross-entropy":
         return _class_numbers(objective, target)
-    values = np.asarray(target, dtype=objective.dtype)
+    values = np.asarray(target, dtype=np.float32)
     if objective.shape is None or values.ndim == len(objective.shape):
         return values
     wanted = objective.shape[1:]
@@ -264,16 +272,19 @@ def attach(copy: TrainingCopy, objective: Objective) -> TrainingCopy:
             f"{', '.join(map(str, outputs))}",
             prediction=objective.prediction,
         )
-    dtype = prediction.dtype or ir.DataType.FLOAT
-    e = Emitter(LOSS, opset=opset(model), dtype=dtype)
+    e = Emitter(LOSS, opset=opset(model))
+    value = prediction
+    if prediction.dtype not in (None, ir.DataType.FLOAT):
+        # The engine starts every gradient from a float32 1.
+        value = e.op("Cast", prediction, to=ir.DataType.FLOAT)
     if objective.kind == "cross-entropy":
         target = _target(ir.DataType.INT64, None)
-        loss = _cross_entropy(e, prediction, target, objective)
+        loss = _cross_entropy(e, value, target, objective)
     else:
-        target = _target(dtype, prediction)
+        target = _target(ir.DataType.FLOAT, prediction)
         emit = _binary_cross_entropy if objective.kind == "binary-cross-entropy" else _mse
-        loss = emit(e, prediction, target)
-    loss.name, loss.dtype, loss.shape = LOSS, dtype, ir.Shape(())
+        loss = emit(e, value, target)
+    loss.name, loss.dtype, loss.shape = LOSS, ir.DataType.FLOAT, ir.Shape(())
     e.add_to(graph)
     graph.inputs.append(target)
     graph.outputs.insert(0, loss)

@@ -95,6 +95,8 @@ def lower(
 def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     """The ancestors of `outputs` for forward passes: the user's operators, as they are.
 
+    Files of an opset that the training runtime does not read are lowered like the training copy.
+
     Args:
         model: the user's graph; left as it is.
         outputs: names of the values that become the graph's outputs, in this order.
@@ -102,6 +104,8 @@ def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     Raises:
         ConfigError: `outputs` names a value that does not exist.
     """
+    if opset(model) > _LAST_OPSET:
+        return lower(model, outputs, batch_norm="frozen", dropout=False).model
     copy = model.clone()
     if copy.functions:
         passes.InlinePass()(copy)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.base import Array
 from onnxprune.emit import Emitter
 from onnxprune.model import constant, shape_of
 
@@ -17,6 +18,7 @@ __all__ = [
     "average_pool",
     "data_input",
     "depth_to_space",
+    "explicit_pads",
     "global_max_pool",
     "optional_input",
     "pad",
@@ -62,6 +64,25 @@ def global_max_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     return e.op("Unsqueeze", top, e.integers(*range(3, len(shape)))) if len(shape) > 3 else top
 
 
+def explicit_pads(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """A convolution with auto_pad, with pads instead.
+
+    The engine's ConvGrad ignores auto_pad: it reads and writes beyond its arrays.
+    """
+    auto = attribute(node, "auto_pad", "NOTSET")
+    shape, w = shape_of(data_input(node)), optional_input(node, 1)
+    kernel = None if w is None else shape_of(w)
+    if auto == "NOTSET" or kernel is None or None in kernel[2:]:
+        return None
+    spatial = len(kernel) - 2
+    sizes = [None] * spatial if shape is None else shape[2:]
+    pads = _pool_pads(node, sizes, [size for size in kernel[2:] if size is not None])
+    if pads is None:
+        return None
+    kept = {name: value.value for name, value in node.attributes.items() if name != "auto_pad"}
+    return e.op("Conv", *node.inputs, **{**kept, "pads": pads})
+
+
 def _pool_pads(node: ir.Node, sizes: Sequence[int | None], kernel: list[int]) -> list[int] | None:
     """Explicit pads (begins, then ends), grown at the end where ceil_mode asks for it."""
     spatial = len(kernel)
@@ -74,9 +95,11 @@ def _pool_pads(node: ir.Node, sizes: Sequence[int | None], kernel: list[int]) ->
         size, stride = sizes[axis], strides[axis]
         extent = (kernel[axis] - 1) * dilations[axis] + 1
         if auto in ("SAME_UPPER", "SAME_LOWER"):
-            if size is None:
+            if size is None and stride > 1:
                 return None
-            total = max((math.ceil(size / stride) - 1) * stride + extent - size, 0)
+            total = max(extent - 1, 0)
+            if size is not None:
+                total = max((math.ceil(size / stride) - 1) * stride + extent - size, 0)
             small, large = total // 2, total - total // 2
             begin, end = (small, large) if auto == "SAME_UPPER" else (large, small)
         else:
@@ -137,6 +160,10 @@ def average_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
         return None
     if list(sizes) == kernel and not any(pads):
         return e.op("GlobalAveragePool", x)
+    known = [size for size in sizes if size is not None]
+    includes_pads = bool(attribute(node, "count_include_pad", 0))
+    if any(pads) and len(known) < len(sizes) and not includes_pads:
+        return None
     weight = np.full((channels, 1, *kernel), 1 / math.prod(kernel), dtype=e.dtype.numpy())
     options: dict[str, Any] = {
         name: list(attribute(node, name, None))
@@ -144,11 +171,8 @@ def average_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
         if attribute(node, name, None) is not None
     }
     pooled = e.op("Conv", x, e.constant(weight), group=channels, pads=pads, **options)
-    if not any(pads):
+    if not any(pads) or len(known) < len(sizes):
         return pooled
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes):
-        return pooled if attribute(node, "count_include_pad", 0) else None
     share = _share_of_input(node, known, kernel, pads)
     if np.all(share == 1):
         return pooled
@@ -163,7 +187,7 @@ def pad(e: Emitter, node: ir.Node) -> ir.Value | None:
         return None
     given = constant(optional_input(node, 3))
     axes = list(range(len(shape))) if given is None else [int(axis) for axis in given]
-    value = data_input(node)
+    indices: dict[int, Array] = {}
     for place, axis in enumerate(axes):
         before, after = int(pads[place]), int(pads[len(axes) + place])
         size = shape[axis]
@@ -171,12 +195,14 @@ def pad(e: Emitter, node: ir.Node) -> ir.Value | None:
             continue
         if size is None or min(before, after) < 0:
             return None
-        index = _padded_index(size, before, after, mode)
+        indices[axis] = _padded_index(size, before, after, mode)
+    value = data_input(node)
+    for axis, index in indices.items():
         value = e.op("Gather", value, e.constant(index), axis=axis)
-    return value if e.nodes else None
+    return value if indices else None
 
 
-def _padded_index(size: int, before: int, after: int, mode: str) -> np.ndarray[Any, Any]:
+def _padded_index(size: int, before: int, after: int, mode: str) -> Array:
     index = np.arange(size, dtype=np.int64)
     if mode == "reflect":
         return np.pad(index, (before, after), mode="reflect")

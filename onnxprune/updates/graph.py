@@ -99,39 +99,40 @@ def build_update(
     writer = _Writer(dtype)
     rate = writer.input(LEARNING_RATE, (), dtype)
     scalars = Scalars(e, rate, writer.input(STEP, (), ir.DataType.INT64))
-    values = {name: writer.input(name, shape, dtype) for name, shape in shapes.items()}
-    gradients = {
-        name: writer.input(f"{name}/gradient", shape, dtype) for name, shape in shapes.items()
-    }
+    values = {name: writer.input(name, shape) for name, shape in shapes.items()}
+    gradients = {name: writer.input(f"{name}/gradient", shape) for name, shape in shapes.items()}
     clipped = _clip(e, writer, gradients, clip_norm, clip_value)
     for name, shape in shapes.items():
         gradient = _transformed(e, name, clipped[name], gradient_transforms)
         decay = weight_decay if decay_vectors or len(shape) > 1 else 0.0
         if decay and not rule.decoupled:
             gradient = e.op("Add", gradient, e.op("Mul", values[name], e.scalar(decay)))
-        moments = {slot: writer.input(f"{name}/{slot}", shape, dtype) for slot in rule.slots}
-        moved = rule.emit(
-            e,
-            scalars,
-            Moving(
-                parameter=values[name],
-                gradient=gradient,
-                moments=moments,
-                decay=decay if rule.decoupled else 0.0,
-            ),
-        )
+        moments = {slot: writer.input(f"{name}/{slot}", shape) for slot in rule.slots}
+        own_decay = decay if rule.decoupled else 0.0
+        moving = Moving(parameter=values[name], gradient=gradient, moments=moments, decay=own_decay)
+        moved = rule.emit(e, scalars, moving)
         for slot in rule.slots:
             writer.overwrite(moments[slot], moved.moments[slot])
         parameter = _transformed(e, name, moved.parameter, parameter_transforms)
         writer.overwrite(values[name], parameter)
-    carried = {name: writer.carry(e, name, shape, dtype) for name, shape in (state or {}).items()}
+    carried = {name: writer.carry(e, name, shape) for name, shape in (state or {}).items()}
+    return _finished(writer, e, rule, tuple(shapes), carried)
+
+
+def _finished(
+    writer: _Writer,
+    e: Emitter,
+    rule: Rule,
+    parameters: tuple[str, ...],
+    carried: Mapping[str, tuple[str, str]],
+) -> UpdateGraph:
     model = writer.model(e)
     check_aliasing(model, writer.overwrites)
     return UpdateGraph(
         model=model,
-        parameters=tuple(shapes),
-        gradients={name: f"{name}/gradient" for name in shapes},
-        moments={slot: {name: f"{name}/{slot}" for name in shapes} for slot in rule.slots},
+        parameters=parameters,
+        gradients={name: f"{name}/gradient" for name in parameters},
+        moments={slot: {name: f"{name}/{slot}" for name in parameters} for slot in rule.slots},
         carried=carried,
         overwrites=writer.overwrites,
     )
@@ -146,8 +147,9 @@ class _Writer:
         self.outputs: list[ir.Value] = []
         self.overwrites: dict[str, str] = {}
 
-    def input(self, name: str, shape: Sequence[int], dtype: ir.DataType) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
+    def input(self, name: str, shape: Sequence[int], dtype: ir.DataType | None = None) -> ir.Value:
+        kind = ir.TensorType(dtype or self.dtype)
+        value = ir.Value(name=name, type=kind, shape=ir.Shape(list(shape)))
         self.inputs.append(value)
         return value
 
@@ -161,10 +163,8 @@ class _Writer:
         self.output(new, name, [int(size) for size in shape])
         self.overwrites[name] = old.name or ""
 
-    def carry(
-        self, e: Emitter, name: str, shape: Sequence[int], dtype: ir.DataType
-    ) -> tuple[str, str]:
-        source = self.input(f"{name}/computed", shape, dtype)
+    def carry(self, e: Emitter, name: str, shape: Sequence[int]) -> tuple[str, str]:
+        source = self.input(f"{name}/computed", shape)
         self.output(e.op("Identity", source), f"{name}/carried", shape)
         return f"{name}/computed", f"{name}/carried"
 

@@ -103,6 +103,18 @@ def test_average_pool_with_a_symbolic_batch(size, model_from, training, slope_er
     assert slope_error(setup, batch(size, 3, 7, 7)) < 5e-3
 
 
+@pytest.mark.parametrize("how", ['auto_pad="SAME_UPPER"', "ceil_mode=1", "pads=[1,0,1,0]"])
+def test_max_pool_in_all_its_paddings(how, model_from, training, slope_error):
+    text = POOL.replace(
+        "AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(h)", "POOLED"
+    )
+    text = text.replace("POOLED", f"MaxPool<kernel_shape=[2,2], strides=[2,2], {how}>(h)")
+    text = text.replace("b = AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)", "b = ReduceSum(a)")
+    text = text.replace("float[4,32] p_head", "float[4,1] p_head")
+    setup = training(model_from(text, scale=0.1))
+    assert slope_error(setup, batch(1, 3, 7, 7), reach=1e-3) < 2e-2
+
+
 def test_faster_passes_leave_gradients_equal(model_from, training, monkeypatch):
     model, feeds = model_from(CONV), batch(5, 3, 9, 9)
     fast = training(model)

@@ -40,6 +40,15 @@ CASES = {
     "AveragePool/1d": (17, "2,9", "AveragePool<kernel_shape=[3], strides=[3]>(h)"),
     "AveragePool/3d": (17, "2,4,4,4", "AveragePool<kernel_shape=[2,2,2], strides=[2,2,2]>(h)"),
     "Celu": (17, "5", "Celu<alpha=0.7>(h)"),
+    "Conv/same": (
+        17,
+        "2,7,6",
+        'Conv<auto_pad="SAME_UPPER", strides=[2,1]>(h, p_a)',
+        "3,2,4,2",
+    ),
+    "Conv/lower": (17, "2,7", 'Conv<auto_pad="SAME_LOWER">(h, p_a)', "3,2,4"),
+    "Conv/dynamic": (17, "2,S", 'Conv<auto_pad="SAME_UPPER">(h, p_a)', "3,2,4"),
+    "Conv/valid": (17, "2,7", 'Conv<auto_pad="VALID">(h, p_a)', "3,2,4"),
     "DepthToSpace": (17, "8,3,2", "DepthToSpace<blocksize=2>(h)"),
     "DepthToSpace/crd": (17, "8,3,2", 'DepthToSpace<blocksize=2, mode="CRD">(h)'),
     "Elu": (17, "5", "Elu<alpha=0.7>(h)"),
@@ -50,7 +59,6 @@ CASES = {
     "HardSwish": (17, "5", "HardSwish(h)"),
     "InstanceNormalization": (17, "3,4,5", "InstanceNormalization(h, p_a, p_b)", "3", "3"),
     "LRN": (17, "6,3,4", "LRN<size=3, alpha=0.5, beta=0.6>(h)"),
-    "LRN/even": (17, "6,3,4", "LRN<size=4, alpha=0.5, beta=0.6>(h)"),
     "LayerNormalization": (17, "3,6", "LayerNormalization(h, p_a, p_b)", "6", "6"),
     "LpNormalization": (17, "3,6", "LpNormalization<axis=1>(h)"),
     "LpNormalization/1": (17, "3,6", "LpNormalization<p=1>(h)"),
@@ -73,7 +81,9 @@ CASES = {
     "Sum": (17, "5", "Sum(h, x, p_a)", "5"),
     "ThresholdedRelu": (17, "5", "ThresholdedRelu<alpha=0.2>(h)"),
 }
-WITHOUT_REFERENCE = {"RMSNormalization"}  # newer than the runtime
+WITHOUT_REFERENCE = {"Attention", "RMSNormalization"}  # newer than the runtime
+
+REWRITTEN = {"Conv", "LayerNormalization", "Max", "Min"}  # into another form of themselves
 
 
 def text_of(case):
@@ -105,9 +115,8 @@ def test_a_composition_equals_its_operator(case, model_from):
     model = model_from(text_of(case))
     reference = Runner(model, optimize=False).run({"x": sample(case)})["y"]
     copy = lower(model, ["y"], batch_norm="frozen").model
-    if case.split("/")[0] != "LayerNormalization":
-        kinds = {node.op_type for node in copy.graph if len(node.inputs) != 2}
-        assert case.split("/")[0] not in kinds
+    kinds = {node.op_type for node in copy.graph} - REWRITTEN
+    assert case.split("/")[0] not in kinds
     actual = Runner(copy, optimize=False).run({"x": sample(case)})["y"]
     np.testing.assert_allclose(actual, reference, rtol=2e-5, atol=2e-6)
 
@@ -135,6 +144,39 @@ def test_rms_normalization_equals_its_definition(model_from):
     w = model.graph.initializers["p_w"].const_value.numpy()
     expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.01) * w
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    evaluated = Runner(evaluation_copy(model, ["y"])).run({"x": x})["y"]
+    np.testing.assert_allclose(evaluated, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_its_definition(masked, model_from, training, slope_error):
+    mask = ", m" if masked else ""
+    model = model_from(f"""<ir_version: 10, opset_import: ["":23]>
+    g (float[N,5,6] x, float[6,6] p_q, float[6,6] p_k, float[6,4] p_v) => (float[N,5,4] y)
+    <bool[5,5] m = {{1,0,0,0,0, 1,1,0,0,0, 1,1,1,0,0, 1,1,1,1,0, 1,1,1,1,1}}>
+    {{
+      q = MatMul(x, p_q)
+      k = MatMul(x, p_k)
+      v = MatMul(x, p_v)
+      z = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v{mask})
+      y = Identity(z)
+    }}""")
+    x = np.random.default_rng(0).normal(size=(3, 5, 6)).astype(np.float32)
+    actual = Runner(lower(model, ["y"], batch_norm="frozen").model).run({"x": x})["y"]
+    q, k, v = (
+        (x @ model.graph.initializers[f"p_{n}"].const_value.numpy())
+        .reshape(3, 5, 2, -1)
+        .swapaxes(1, 2)
+        for n in "qkv"
+    )
+    scores = q @ k.swapaxes(2, 3) / np.sqrt(3)
+    scores = np.where(np.tri(5, dtype=bool), scores, -np.inf) if masked else scores
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = (weights @ v).swapaxes(1, 2).reshape(3, 5, 4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    target = np.zeros((3, 5, 4), dtype=np.float32)
+    assert slope_error(training(model, kind="mse"), {"x": x, TARGET: target}) < 5e-3
 
 
 @pytest.mark.ort

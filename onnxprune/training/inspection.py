@@ -1,0 +1,72 @@
+"""What can be removed from a model, what cannot, and why: `inspect`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from onnxprune.graph import cost
+from onnxprune.graph.groups import analyze
+from onnxprune.graph.parameters import trained
+from onnxprune.graph.shapes import with_input_shapes
+from onnxprune.model import load
+from onnxprune.reports import FrozenRow, GroupRow, Inspection
+
+__all__ = ["inspect"]
+
+
+def inspect(
+    model: str | os.PathLike[str],
+    *,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    train: str | None = None,
+    freeze: str | None = None,
+) -> Inspection:
+    """Find the groups of a model, the axes that must stay, and the most that can go.
+
+    Args:
+        model: path of an ONNX file.
+        input_shapes: sizes by input name, for axes the model leaves open.
+        train: regular expression; constants it matches are trained as well.
+        freeze: regular expression; constants it matches are not trained.
+
+    Raises:
+        InvalidModelError: not a valid model.
+        ConfigError: an unknown input name, or a pattern that is none.
+    """
+    sizes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    graph = with_input_shapes(load(model), sizes)
+    analysis = analyze(graph)
+    weights = cost.unit_parameters(graph, analysis)
+    parameters, macs = cost.parameters(graph), cost.macs(graph, analysis)
+    least = cost.ceiling(graph, analysis)
+    moved = trained(graph, analysis, train=train, freeze=freeze)
+    return Inspection(
+        groups=tuple(
+            GroupRow(
+                name=group.name,
+                units=group.size,
+                parameters=round(weights[group.name] * group.size),
+                axes=tuple(str(member.axis) for member in group.members),
+                exact=group.exact,
+                reason="" if group.exact else "crosses a normalization or reduction over its axis",
+            )
+            for group in analysis.groups
+        ),
+        frozen=tuple(
+            FrozenRow(
+                axis=str(fact.axis),
+                size=analysis.shapes[fact.axis.value][fact.axis.position],
+                reason=fact.reason.value,
+                node=fact.node,
+                detail=fact.detail,
+            )
+            for fact in analysis.frozen
+        ),
+        parameters=parameters,
+        macs=macs,
+        removable_parameters=parameters - least[0],
+        removable_macs=macs - least[1],
+        trained=moved.parameters,
+        untrained=moved.others,
+    )

@@ -1,0 +1,318 @@
+"""Steps, epochs and removals: the loop in the middle of a run.
+
+`Loop.run` takes a stage through all epochs. Whatever stops it early (an interruption, the patience
+running out) leaves the last whole stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune.base import Array
+from onnxprune.data import batches
+from onnxprune.graph import cost
+from onnxprune.methods import Pruner
+from onnxprune.reports import Evaluated, Event, Progress
+from onnxprune.training.config import RunConfig
+from onnxprune.training.evaluation import better, evaluate, main_metric
+from onnxprune.training.problem import Problem, stream
+from onnxprune.training.pruning import (
+    Stage,
+    apply,
+    inputs_of,
+    limit_at,
+    moment,
+    sample_size,
+)
+from onnxprune.training.rounds import Round, opened
+from onnxprune.updates import schedules
+
+__all__ = ["Loop", "Outcome"]
+
+_OBSERVE_EVERY = 16  # steps; an observing step costs up to half a step more
+_REPORT_EVERY = 20  # steps
+_SMOOTHING = 0.98  # of the loss, per step
+_VERIFIED = 64  # examples a removal is verified on
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Outcome:
+    """Where a run ended.
+
+    Attributes:
+        stage: the model to keep.
+        exact, bounded: units removed.
+        steps: optimizer steps done.
+        notes: why it ended early, what was put back.
+    """
+
+    stage: Stage
+    exact: int
+    bounded: int
+    steps: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Mark:
+    """A stage that was evaluated: candidates for what the run returns."""
+
+    stage: Stage
+    metric: float
+    loss: float
+
+    def beats(self, other: _Mark, metric: str) -> bool:
+        """Whether it is better: by the metric, and by the loss where that says nothing."""
+        ahead = better(metric, self.metric, other.metric)
+        return ahead > 0 or (ahead == 0 and self.loss < other.loss)
+
+
+def learning_rate(config: RunConfig, steps: int) -> Callable[[int], float]:
+    """Step -> learning rate over the whole run; "step" falls to a tenth at 1/2 and 3/4."""
+    schedule = {
+        "constant": schedules.constant,
+        "cosine": lambda: schedules.cosine(steps),
+        "one-cycle": lambda: schedules.one_cycle(steps),
+        "step": lambda: schedules.step([steps // 2, steps * 3 // 4]),
+    }[config.schedule]()
+    return lambda step: config.rate * schedule(step)
+
+
+class Loop:
+    """The mutable side of a run.
+
+    Args:
+        problem: what is trained on what.
+        pruner: the method; None trains without removing anything.
+        stage: where to begin.
+        emit: receives every event.
+    """
+
+    def __init__(
+        self, problem: Problem, pruner: Pruner | None, stage: Stage, emit: Callable[[Event], None]
+    ) -> None:
+        self.problem, self.pruner, self.stage, self.emit = problem, pruner, stage, emit
+        config = problem.config
+        count, size = len(problem.train), problem.batch_size
+        self.epoch_steps = count // size if problem.static_batch else math.ceil(count / size)
+        self.steps = self.epoch_steps * config.epochs
+        self.rate = learning_rate(config, self.steps)
+        self.before = {
+            "params": cost.parameters(stage.model),
+            "macs": cost.macs(stage.model, stage.analysis),
+        }
+        self.rng = {name: stream(config.seed, name) for name in ("order", "probe", "verification")}
+        self.state: Any = None
+        self.interval = config.prune_interval or 0
+        if pruner is not None:
+            self.state = pruner.init(stage.analysis, self.steps, config.prune_interval)
+            self.interval = getattr(self.state, "interval", self.interval)
+        self.loss = math.nan
+        self.exact = self.bounded = 0
+        self.baseline: float | None = None
+        self.best: _Mark | None = None
+        self.good: _Mark | None = None
+        self.stale = 0
+        self.notes: list[str] = []
+        self.round: Round | None = None
+
+    # --- the whole -------------------------------------------------------------------------------
+
+    def run(self, baseline: Mapping[str, float] | None) -> Outcome:
+        """All epochs, or as many as the user and the patience allow.
+
+        Args:
+            baseline: metrics of the model given, on the validation data; None without any.
+
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite; `best` is the last evaluated stage.
+        """
+        if baseline is not None:
+            self.baseline = main_metric(baseline)[1]
+        self.round = self._open()
+        try:
+            for epoch in range(1, self.problem.config.epochs + 1):
+                self._epoch(epoch)
+                if self._is_finished(epoch):
+                    break
+        except KeyboardInterrupt:
+            self.notes.append(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
+            self._sync()
+            self.best = None
+        finally:
+            self.round.session.close()
+        return self._outcome()
+
+    def _outcome(self) -> Outcome:
+        stage, steps = self.stage, self.stage.snapshot.step
+        if self.best is not None:
+            stage = self.best.stage
+        if self._has_dropped() and self.good is not None:
+            stage = self.good.stage
+            self.notes.append(
+                f"the metric fell by more than --max-drop; step {stage.snapshot.step} was kept"
+            )
+        return Outcome(
+            stage=stage,
+            exact=self.exact,
+            bounded=self.bounded,
+            steps=steps,
+            notes=tuple(self.notes),
+        )
+
+    def _open(self) -> Round:
+        observables = frozenset() if self.pruner is None else self.pruner.requires
+        sites = [c.axis for group in self.stage.analysis.groups for c in group.consumers]
+        return opened(
+            self.problem,
+            self.stage.model,
+            self.stage.analysis,
+            self.stage.snapshot,
+            dict.fromkeys(sites),
+            observables,
+        )
+
+    def _sync(self) -> None:
+        """Bring the snapshot of the stage up to date with the session."""
+        assert self.round is not None
+        self.stage = replace(self.stage, snapshot=self.round.session.snapshot())
+
+    # --- one epoch -------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> None:
+        problem = self.problem
+        stream_of_batches = batches(
+            problem.train,
+            problem.batch_size,
+            rng=self.rng["order"],
+            drop_last=problem.static_batch,
+        )
+        for batch in stream_of_batches:
+            self._step(batch, epoch)
+            self._maybe_prune()
+        self._sync()
+        self._evaluate(epoch)
+
+    def _step(self, batch: Mapping[str, Array], epoch: int) -> None:
+        assert self.round is not None
+        session = self.round.session
+        step = session.step
+        observe = self.pruner is not None and step % _OBSERVE_EVERY == 0
+        observe = observe and bool(self.round.collector.outputs)
+        result = session.train_step(batch, learning_rate=self.rate(step), observe=observe)
+        if observe and self.pruner is not None:
+            seen = self.round.collector.collect(result.extra)
+            self.state = self.pruner.observe(self.state, seen)
+        first = math.isnan(self.loss)
+        self.loss = result.loss if first else _smoothed(self.loss, result.loss, step)
+        if (step + 1) % _REPORT_EVERY == 0 or step + 1 == self.steps:
+            self.emit(
+                Progress(
+                    step=step + 1,
+                    steps=self.steps,
+                    epoch=epoch - 1,
+                    loss=self.loss,
+                    parameters=cost.parameters(self.stage.model),
+                )
+            )
+
+    # --- removals --------------------------------------------------------------------------------
+
+    def _maybe_prune(self) -> None:
+        assert self.round is not None
+        step = self.round.session.step
+        if self.pruner is None or not self.pruner.due(self.state, step) or self._has_dropped():
+            return
+        self._sync()
+        problem = self.problem
+        limit = limit_at(problem.config, self.before, step / self.steps)
+        count = sample_size(self.interval, problem.batch_size, len(problem.train))
+        now = moment(
+            problem,
+            self.stage,
+            steps=self.steps,
+            loss=self.loss,
+            limit=limit,
+            sample=self._draw("probe", count),
+        )
+        self.state, plan = self.pruner.decide(self.state, now)
+        if plan is None or not plan.removed():
+            return
+        size = problem.batch_size if problem.static_batch else _VERIFIED
+        stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
+        self.emit(record)
+        if stage is self.stage:
+            return
+        self.round.session.close()
+        self.stage = stage
+        self.exact, self.bounded = self.exact + record.exact, self.bounded + record.bounded
+        self.best, self.stale = None, 0
+        self.round = self._open()
+
+    def _draw(self, purpose: str, count: int) -> dict[str, Array]:
+        """Inputs of `count` random training examples."""
+        chosen = self.rng[purpose].permutation(len(self.problem.train))[:count]
+        return inputs_of(self.problem.train.batch(np.sort(chosen)))
+
+    # --- judging ---------------------------------------------------------------------------------
+
+    def _evaluate(self, epoch: int) -> None:
+        problem = self.problem
+        if problem.validation is None or self.round is None:
+            return
+        found = evaluate(
+            self.round.session.evaluate,
+            problem.validation,
+            problem.objective,
+            batch_size=problem.batch_size,
+            static=problem.static_batch,
+        )
+        parameters = cost.parameters(self.stage.model)
+        self.emit(
+            Evaluated(
+                step=self.stage.snapshot.step,
+                epoch=epoch,
+                split="validation",
+                metrics=found,
+                parameters=parameters,
+            )
+        )
+        self._remember(main_metric(found), found["loss"])
+
+    def _remember(self, metric: tuple[str, float], loss: float) -> None:
+        mark = _Mark(stage=self.stage, metric=metric[1], loss=loss)
+        self.metric_name = metric[0]
+        if self.best is None or mark.beats(self.best, metric[0]):
+            self.best, self.stale = mark, 0
+        else:
+            self.stale += 1
+        self.last = mark
+        drop = self.problem.config.max_drop
+        if drop is not None and self.baseline is not None:
+            if better(metric[0], metric[1], self.baseline) >= -drop:
+                self.good = mark
+
+    def _has_dropped(self) -> bool:
+        """Whether the last evaluation fell by more than the user allows."""
+        drop, last = self.problem.config.max_drop, getattr(self, "last", None)
+        if drop is None or last is None or self.baseline is None:
+            return False
+        return better(self.metric_name, last.metric, self.baseline) < -drop
+
+    def _is_finished(self, epoch: int) -> bool:
+        patience = self.problem.config.patience
+        if patience is None or self.stale < patience or epoch == self.problem.config.epochs:
+            return False
+        self.notes.append(f"no improvement for {patience} epochs, stopped after epoch {epoch}")
+        return True
+
+
+def _smoothed(old: float, new: float, step: int) -> float:
+    """Exponential mean whose window grows with the first steps."""
+    keep = min(_SMOOTHING, (step + 1) / (step + 10))
+    return keep * old + (1 - keep) * new

@@ -1,0 +1,192 @@
+"""One removal in the middle of a run: what the method sees, and what its plan does to the stage."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Observable, Observations, Plan, Snapshot
+from onnxprune.data import TARGET
+from onnxprune.graph import cost
+from onnxprune.graph.groups import Analysis, analyze
+from onnxprune.graph.parameters import trained
+from onnxprune.instrument.statistics import attach, merge_windows
+from onnxprune.methods import Limit, Moment
+from onnxprune.model import constant, constants
+from onnxprune.reports import Pruned
+from onnxprune.rewrite.checked import Checked, checked_prune
+from onnxprune.rewrite.prune import take, take_moments
+from onnxprune.runtime.session import Runner
+from onnxprune.training.config import RunConfig
+from onnxprune.training.lowering import evaluation_copy
+from onnxprune.training.problem import Problem
+from onnxprune.training.rounds import written
+
+__all__ = ["Stage", "apply", "limit_at", "moment", "removable", "sample_size", "size"]
+
+_LARGEST_SAMPLE = 2048  # examples; more would not change what is constant
+_SMALLEST_SAMPLE = 256
+_SHARE = 0.03  # of the training time that statistics may take
+_FORWARD = 1 / 3  # cost of a forward pass, in training steps
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Stage:
+    """All that a run carries from round to round.
+
+    Attributes:
+        model: the user's graph as pruned so far; its trained numbers are those of the last removal.
+        analysis: of this graph.
+        snapshot: the numbers of now.
+    """
+
+    model: ir.Model
+    analysis: Analysis
+    snapshot: Snapshot
+
+    def current(self) -> ir.Model:
+        """The model with the numbers of now."""
+        return written(self.model, self.snapshot)
+
+
+def removable(model: ir.Model, config: RunConfig) -> Analysis:
+    """The analysis without the groups that the user keeps."""
+    analysis = analyze(model)
+    if config.keep is None:
+        return analysis
+    pattern = re.compile(config.keep)
+    groups = tuple(group for group in analysis.groups if not pattern.search(group.name))
+    return replace(analysis, groups=groups)
+
+
+def size(kind: str, model: ir.Model, analysis: Analysis) -> int:
+    """Parameters or MACs of `model`."""
+    return cost.parameters(model) if kind == "params" else cost.macs(model, analysis)
+
+
+def limit_at(config: RunConfig, before: Mapping[str, int], progress: float) -> Limit | None:
+    """What may remain at `progress` in [0, 1] of the run; None without a target.
+
+    A cubic schedule (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1) that is through at half of the
+    run, so that the other half can recover: final + (1 - final) (1 - t)^3.
+    """
+    goal = config.goal
+    if goal is None:
+        return None
+    start = before[goal.kind]
+    final = goal.limit(start)
+    left = (1.0 - min(progress / 0.5, 1.0)) ** 3
+    return Limit(kind=goal.kind, now=int(final + (start - final) * left), final=final)
+
+
+def sample_size(interval: int, batch_size: int, examples: int) -> int:
+    """Examples for a probe whose forward passes cost at most 3 % of the steps between two checks.
+
+    Never fewer than 256, as far as there are as many: fewer say too little about dead units.
+    """
+    affordable = int(_SHARE * interval * batch_size / _FORWARD)
+    return min(max(affordable, _SMALLEST_SAMPLE), _LARGEST_SAMPLE, examples)
+
+
+def moment(
+    problem: Problem,
+    stage: Stage,
+    *,
+    steps: int,
+    loss: float,
+    limit: Limit | None,
+    sample: Mapping[str, Array],
+) -> Moment:
+    """What the method may look at now; `sample` is a part of the training inputs."""
+    model = stage.current()
+
+    def probe(axes: Iterable[Axis], observables: Iterable[Observable]) -> Observations:
+        ranks = {name: len(sizes) for name, sizes in stage.analysis.shapes.items()}
+        forward = evaluation_copy(model, [problem.objective.prediction])
+        instrumented, collector = attach(forward, axes, observables, ranks)
+        runner = Runner(instrumented, device=problem.device)
+        seen: Observations = {}
+        count = len(next(iter(sample.values())))
+        chunk = problem.batch_size if problem.static_batch else 256
+        for start in range(0, count, chunk):
+            feeds = {name: array[start : start + chunk] for name, array in sample.items()}
+            if not problem.static_batch or len(next(iter(feeds.values()))) == chunk:
+                results = runner.run(feeds, collector.names)
+                seen = merge_windows(seen, collector.collect(results))
+        return seen
+
+    return Moment(
+        step=stage.snapshot.step,
+        steps=steps,
+        model=model,
+        analysis=stage.analysis,
+        loss=loss,
+        trivial=problem.trivial_loss,
+        limit=limit,
+        probe=probe,
+    )
+
+
+def apply(
+    problem: Problem, stage: Stage, plan: Plan, feeds: Mapping[str, Array]
+) -> tuple[Stage, Pruned]:
+    """The stage after `plan`, verified on `feeds`, and the record of it."""
+    started = time.perf_counter()
+    checked = checked_prune(
+        stage.current(), stage.analysis, plan, feeds, device=problem.device
+    )
+    after = _next(problem, stage, checked)
+    removed = {
+        name: int(np.count_nonzero(~mask)) for name, mask in checked.plan.keep.items()
+    }
+    return after, Pruned(
+        step=stage.snapshot.step,
+        removed={name: count for name, count in removed.items() if count},
+        exact=checked.exact,
+        bounded=checked.bounded,
+        error=checked.agreement.error,
+        tolerance=checked.agreement.allowed,
+        rolled_back=checked.rolled_back,
+        parameters=cost.parameters(after.model),
+        macs=cost.macs(after.model, after.analysis),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
+    """Analysis and snapshot of the pruned model; what appeared in exchange is trained as well."""
+    model, kept = checked.pruned.model, checked.pruned.kept
+    if not kept:
+        return stage
+    analysis = removable(model, problem.config)
+    values = constants(model)
+    names = trained(
+        model, analysis, train=problem.config.train_params, freeze=problem.config.freeze
+    ).parameters
+    before = set(constants(stage.model))
+    trained_before = set(stage.snapshot.parameters)
+    parameters = {
+        name: _array(values[name])
+        for name in names
+        if name in trained_before or name not in before
+    }
+    state = {name: take(name, array, kept) for name, array in stage.snapshot.state.items()}
+    moments = take_moments(stage.snapshot.moments, kept, parameters)
+    snapshot = replace(stage.snapshot, parameters=parameters, moments=moments, state=state)
+    return Stage(model=model, analysis=analysis, snapshot=snapshot)
+
+
+def _array(value: ir.Value) -> Array:
+    array = constant(value)
+    assert array is not None
+    return np.array(array)
+
+
+def inputs_of(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """A batch without its target."""
+    return {name: array for name, array in batch.items() if name != TARGET}

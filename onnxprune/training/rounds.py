@@ -1,0 +1,146 @@
+"""From a model to a session and back: the derived graphs of one round.
+
+A round is the training between two structural changes. Its graphs are built from the user's graph
+when it begins and thrown away when it ends; only the snapshot goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Observable, Snapshot
+from onnxprune.errors import ConfigError
+from onnxprune.graph.groups import Analysis
+from onnxprune.instrument.statistics import Collector, attach
+from onnxprune.model import constant, constants, set_constant
+from onnxprune.training.config import RunConfig
+from onnxprune.training.gradient import GradientGraph, differentiate
+from onnxprune.training.losses import Objective
+from onnxprune.training.losses import attach as attach_loss
+from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
+from onnxprune.training.problem import Problem
+from onnxprune.training.session import Session
+from onnxprune.updates import rules
+from onnxprune.updates.graph import UpdateGraph, build_update
+
+__all__ = ["Round", "begin", "opened", "written"]
+
+
+class Round:
+    """A session, and what reads its statistics."""
+
+    def __init__(self, session: Session, collector: Collector, untrained: tuple[str, ...]) -> None:
+        self.session = session
+        self.collector = collector
+        self.untrained = untrained
+
+
+def opened(
+    problem: Problem,
+    model: ir.Model,
+    analysis: Analysis,
+    snapshot: Snapshot,
+    sites: Iterable[Axis],
+    observables: frozenset[Observable],
+) -> Round:
+    """Derive all graphs of a round from `model` and open a session on them.
+
+    Args:
+        problem: loss, configuration, device.
+        model: the user's graph as pruned so far.
+        analysis: of this graph.
+        snapshot: parameters, moments and running statistics to begin with.
+        sites: axes whose statistics observing steps collect.
+        observables: which statistics.
+
+    Raises:
+        TrainingError: the engine has no gradient for an operator.
+    """
+    copy = training_copy(problem, model, snapshot.step)
+    names = [name for name in snapshot.parameters if name in copy.model.graph.initializers]
+    plain = _differentiated(copy, names)
+    observed, collector = None, Collector(outputs={})
+    if observables:
+        ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
+        instrumented, collector = attach(copy.model, sites, observables, ranks)
+        observed = _differentiated(TrainingCopy(model=instrumented, state=copy.state), names)
+    session = Session(
+        plain=plain,
+        update=update_graph(problem.config, plain, snapshot),
+        snapshot=snapshot,
+        observed=observed,
+        evaluation=evaluation_copy(model, [problem.objective.prediction]),
+        device=problem.device,
+    )
+    return Round(session, collector, plain.untrained)
+
+
+def training_copy(problem: Problem, model: ir.Model, step: int) -> TrainingCopy:
+    """The lowered graph with its loss; node seeds follow from the run's seed and the step."""
+    objective: Objective = problem.objective
+    mode = "train" if problem.config.batch_norm == "train" else "frozen"
+    seed = int(np.random.SeedSequence([problem.config.seed, step]).generate_state(1)[0])
+    lowered = lower(model, [objective.prediction], batch_norm=mode, seed=seed)  # type: ignore[arg-type]
+    return attach_loss(lowered, objective)
+
+
+def _differentiated(copy: TrainingCopy, names: Sequence[str]) -> GradientGraph:
+    return differentiate(
+        copy.model, loss=copy.model.graph.outputs[0].name or "", parameters=names, state=copy.state
+    )
+
+
+def update_graph(config: RunConfig, graph: GradientGraph, snapshot: Snapshot) -> UpdateGraph:
+    """The optimizer step for what `graph` trains."""
+    rule = {
+        "sgd": rules.sgd,
+        "momentum": lambda: rules.momentum(mu=config.momentum),
+        "adam": rules.adam,
+        "adamw": rules.adamw,
+    }[config.optimizer]()
+    return build_update(
+        rule,
+        {name: snapshot.parameters[name].shape for name in graph.parameters},
+        state={name: snapshot.state[name].shape for name in graph.state},
+        clip_norm=config.clip,
+        weight_decay=config.weight_decay,
+    )
+
+
+def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snapshot:
+    """The snapshot a run starts from: the file's own numbers.
+
+    Raises:
+        ConfigError: nothing in the model is trained.
+    """
+    values = constants(model)
+    copy = training_copy(problem, model, 0)
+    trained = [name for name in parameters if name in copy.model.graph.initializers]
+    if not trained:
+        raise ConfigError(
+            f"nothing to train: no parameter leads to {problem.objective.output}; see "
+            "`onnxprune inspect`, or choose another --output-name or --train-params"
+        )
+    return Snapshot(
+        step=0,
+        parameters={name: _array(values[name]) for name in trained},
+        state={name: _array(values[name]) for name in copy.state},
+    )
+
+
+def _array(value: ir.Value) -> Array:
+    array = constant(value)
+    assert array is not None
+    return np.array(array)
+
+
+def written(model: ir.Model, snapshot: Snapshot) -> ir.Model:
+    """A copy of `model` that holds the numbers of `snapshot`."""
+    copy = model.clone()
+    values = constants(copy)
+    for name, array in {**snapshot.parameters, **snapshot.state}.items():
+        set_constant(values[name], array)
+    return copy

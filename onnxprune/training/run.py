@@ -1,0 +1,222 @@
+"""A whole run: read, train and remove, verify, write the smaller model, and say what came of it.
+
+`train` is the entry, and what the command line calls.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data import Source
+from onnxprune.errors import InvariantError, NonFiniteLossError
+from onnxprune.graph import cost
+from onnxprune.graph.parameters import trained
+from onnxprune.methods import METHODS
+from onnxprune.model import file_size, load, save
+from onnxprune.reports import Event, Finished, Report, RunDirectory, Size, Started
+from onnxprune.runtime.latency import latencies
+from onnxprune.runtime.session import check_runtime
+from onnxprune.runtime.verify import compare
+from onnxprune.training.config import RunConfig, output_path
+from onnxprune.training.evaluation import model_metrics
+from onnxprune.training.loop import Loop, Outcome
+from onnxprune.training.problem import Problem, pose
+from onnxprune.training.pruning import Stage, inputs_of, removable, size
+from onnxprune.training.rounds import begin
+
+__all__ = ["train"]
+
+OnEvent = Callable[[Event], None]
+_FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the session computed
+
+
+def train(
+    model: str | os.PathLike[str],
+    data: Source,
+    *,
+    validation: Source | None = None,
+    output: str | os.PathLike[str] | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> tuple[ir.Model, Report]:
+    """Train a model and remove what it does not need; write and return the smaller one.
+
+    Args:
+        model: path of an ONNX file; never written to.
+        data: path of an .npz file, name of an embedded data set, (x, y), or arrays by name.
+        validation: the same; by default a part of the training data is put aside.
+        output: where the result goes; <stem>.pruned.onnx in the current folder by default.
+        on_event: called with every event of the run (`onnxprune.reports`).
+        options: fields of `RunConfig`.
+
+    Returns:
+        The pruned model, and the report on it.
+
+    Raises:
+        OnnxPruneError: one of its leaves; see `onnxprune.errors`. Nothing is written then, except
+            the run directory of a run that had begun.
+    """
+    started = time.perf_counter()
+    config = RunConfig(**options)
+    check_runtime(training=True)
+    protected = [item for item in (data, validation) if isinstance(item, str | os.PathLike)]
+    target = output_path(model, output, protected=protected)
+    problem = pose(model, data, validation=validation, config=config)
+    stage = _first_stage(problem)
+    method = METHODS[config.method]
+    loop = Loop(problem, None if method is None else method(), stage, lambda event: emit(event))
+    directory = _directory(config, model)
+    emit = _emitter(directory, on_event)
+    emit(_started(model, stage, config))
+    outcome = _trained(loop, problem, stage, directory)
+    result = outcome.stage.current()
+    save(result, target)
+    _check_file(problem, result, target)
+    report = _report(problem, model, target, stage, outcome, result, directory, started)
+    emit(Finished(report=report.to_dict()))
+    return result, report
+
+
+def _first_stage(problem: Problem) -> Stage:
+    config = problem.config
+    analysis = removable(problem.model, config)
+    names = trained(
+        problem.model, analysis, train=config.train_params, freeze=config.freeze
+    ).parameters
+    snapshot = begin(problem, problem.model, names)
+    return Stage(model=problem.model, analysis=analysis, snapshot=snapshot)
+
+
+def _directory(config: RunConfig, model: str | os.PathLike[str]) -> RunDirectory:
+    if config.run_directory is not None:
+        directory = RunDirectory.open(config.run_directory)
+    else:
+        directory = RunDirectory.create("runs", Path(model).stem)
+    directory.write_config(config.to_dict())
+    return directory
+
+
+def _emitter(directory: RunDirectory, on_event: OnEvent | None) -> OnEvent:
+    def emit(event: Event) -> None:
+        directory.append(event)
+        if on_event is not None:
+            on_event(event)
+
+    return emit
+
+
+def _started(path: str | os.PathLike[str], stage: Stage, config: RunConfig) -> Started:
+    groups = stage.analysis.groups
+    return Started(
+        model=os.fspath(path),
+        parameters=cost.parameters(stage.model),
+        macs=cost.macs(stage.model, stage.analysis),
+        groups=len(groups),
+        units=sum(group.size for group in groups),
+        config=config.to_dict(),
+    )
+
+
+def _trained(loop: Loop, problem: Problem, stage: Stage, directory: RunDirectory) -> Outcome:
+    """Run the loop; when the loss breaks, the last evaluated model is kept in the run directory."""
+    baseline = None
+    if problem.validation is not None:
+        baseline = _metrics(problem, stage.model, problem.validation)
+    try:
+        return loop.run(baseline)
+    except NonFiniteLossError as error:
+        if loop.best is None:
+            raise
+        kept = directory.path / "last.onnx"
+        save(loop.best.stage.current(), kept)
+        raise NonFiniteLossError(
+            f"{error}; the model of the last evaluation is in {kept}", **error.facts
+        ) from error
+
+
+def _metrics(problem: Problem, model: ir.Model, split: Any) -> dict[str, float]:
+    return model_metrics(
+        model,
+        split,
+        problem.objective,
+        batch_size=problem.batch_size,
+        static=problem.static_batch,
+        device=problem.device,
+    )
+
+
+def _check_file(problem: Problem, model: ir.Model, path: Path) -> None:
+    """The file that was written computes what the model in memory does."""
+    feeds = _some_inputs(problem)
+    found = compare(model, load(path), feeds, device=problem.device, tolerance=_FILE_TOLERANCE)
+    if not found.holds:
+        raise InvariantError(
+            f"{path}: computes something else than the trained model (difference "
+            f"{found.error:.1e}); please report this",
+            path=path,
+        )
+
+
+def _some_inputs(problem: Problem) -> Mapping[str, np.ndarray[Any, Any]]:
+    count = problem.batch_size if problem.static_batch else min(32, len(problem.train))
+    return inputs_of(problem.train.batch(np.arange(count)))
+
+
+def _report(
+    problem: Problem,
+    path: str | os.PathLike[str],
+    target: Path,
+    stage: Stage,
+    outcome: Outcome,
+    result: ir.Model,
+    directory: RunDirectory,
+    started: float,
+) -> Report:
+    models = (problem.model, result)
+    times = latencies(models, _some_inputs(problem), device=problem.device)
+    analyses = (stage.analysis, outcome.stage.analysis)
+    sizes = [
+        Size(
+            parameters=cost.parameters(each),
+            macs=cost.macs(each, analysis),
+            bytes=file_size(each),
+            latency_ms=taken,
+            metrics={} if problem.judged is None else _metrics(problem, each, problem.judged[1]),
+        )
+        for each, analysis, taken in zip(models, analyses, times, strict=True)
+    ]
+    goal = problem.config.goal
+    achieved = None
+    reached = None
+    if goal is not None:
+        now, before = (size(goal.kind, m, a) for m, a in zip(models[::-1], analyses[::-1], strict=True))
+        achieved, reached = now / before, now <= goal.limit(before)
+    return Report(
+        model=os.fspath(path),
+        output=os.fspath(target),
+        before=sizes[0],
+        after=sizes[1],
+        exact=outcome.exact,
+        bounded=outcome.bounded,
+        steps=outcome.steps,
+        seconds=time.perf_counter() - started,
+        target=problem.config.target,
+        achieved=achieved,
+        reached=reached,
+        notes=(*problem.notes, *_judged_note(problem), *outcome.notes),
+        run_directory=os.fspath(directory.path),
+    )
+
+
+def _judged_note(problem: Problem) -> tuple[str, ...]:
+    if problem.judged is None:
+        return ("no validation data: no metrics",)
+    name, split = problem.judged
+    return (f"metrics on {len(split)} {name} examples",)

@@ -1,0 +1,183 @@
+"""Runners, buffers and what happens when something does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnxprune.errors import ConfigError, DataError, InvariantError, ModelError
+from onnxprune.runtime import session as runtime
+from onnxprune.runtime.buffers import Bound, Store
+from onnxprune.runtime.session import Device, Runner, check_runtime
+
+AFFINE = """<ir_version: 8, opset_import: ["":17]>
+g (float[N,3] x, float[3,2] w) => (float[N,2] y, float[3,2] v)
+{ y = MatMul(x, w)
+  v = Add(w, w) }"""
+
+
+def affine():
+    return ir.from_onnx_text(AFFINE)
+
+
+def ones(*shape):
+    return np.ones(shape, dtype=np.float32)
+
+
+@pytest.mark.ort
+def test_the_installed_runtime_can_train():
+    check_runtime(training=True)
+
+
+def test_two_runtimes_in_one_folder_are_found():
+    assert runtime._clash(["numpy", "onnxruntime", "onnxruntime-training-cpu"]) == (
+        "onnxruntime",
+        "onnxruntime-training-cpu",
+    )
+    assert runtime._clash(["onnxruntime-gpu", "onnx"]) == ()
+
+
+@pytest.mark.ort
+def test_a_runner_runs_and_selects_outputs():
+    runner = Runner(affine())
+    assert (runner.inputs, runner.outputs) == (("x", "w"), ("y", "v"))
+    assert set(runner.run({"x": ones(4, 3), "w": ones(3, 2)})) == {"y", "v"}
+    only = runner.run({"x": ones(4, 3), "w": ones(3, 2)}, ["v"])
+    np.testing.assert_array_equal(only["v"], 2 * ones(3, 2))
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize(
+    ("feeds", "match"),
+    [
+        ({"x": np.ones((4, 3)), "w": ones(3, 2)}, "'x': expected float32, got float64"),
+        ({"x": ones(4, 3, 1), "w": ones(3, 2)}, r"'x': expected shape \(N, 3\), got \(4, 3, 1\)"),
+        ({"x": ones(4, 5), "w": ones(3, 2)}, r"'x': expected shape \(N, 3\), got \(4, 5\)"),
+        ({"x": ones(4, 3)}, "'w': no array given; got x"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(feeds, match):
+    # The runtime itself reads float64 memory as float32 when it is bound.
+    with pytest.raises(DataError, match=match):
+        Runner(affine()).run(feeds)
+
+
+@pytest.mark.ort
+def test_non_contiguous_arrays_are_read_right():
+    x = np.asfortranarray(np.arange(12, dtype=np.float32).reshape(4, 3))
+    w = np.arange(12, dtype=np.float32).reshape(3, 4)[:, ::2]
+    np.testing.assert_allclose(Runner(affine()).run({"x": x, "w": w})["y"], x @ w, rtol=1e-6)
+
+
+@pytest.mark.ort
+def test_a_refused_model_says_why_in_one_line():
+    model = ir.from_onnx_text("""<ir_version: 8, opset_import: ["":17, "own":1]>
+    g (float[2] x) => (float[2] y) { y = own.mystery(x) }""")
+    with pytest.raises(ModelError, match=r"refuses the model.*mystery") as caught:
+        Runner(model)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.ort
+def test_a_newer_model_runs_with_an_older_header():
+    model = affine()
+    model.graph.opset_imports[""], model.ir_version = 23, 11
+    runner = Runner(model)
+    assert runner.lowered
+    assert runner.run({"x": ones(1, 3), "w": ones(3, 2)})["y"].shape == (1, 2)
+    assert (model.graph.opset_imports[""], model.ir_version) == (23, 11)
+    assert not Runner(affine()).lowered
+
+
+@pytest.mark.ort
+def test_the_runtime_keeps_quiet(capfd):
+    Runner(affine())
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_unknown_devices_name_the_known_ones():
+    with pytest.raises(ConfigError, match="cpu, cuda"):
+        Device(provider="tpu")
+    with pytest.raises(ConfigError, match="threads"):
+        Device(threads=0)
+
+
+@pytest.mark.ort
+def test_an_unavailable_device_names_the_available_ones():
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this runtime has CUDA")
+    with pytest.raises(ConfigError, match="available: cpu"):
+        Runner(affine(), Device(provider="cuda"))
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("spinning", [True, False])
+def test_thread_settings_change_no_result(spinning):
+    device = Device(threads=1, spinning=spinning)
+    result = Runner(affine(), device).run({"x": ones(2, 3), "w": ones(3, 2)})
+    np.testing.assert_array_equal(result["y"], 3 * ones(2, 2))
+
+
+@pytest.mark.ort
+def test_a_store_copies_in_and_out():
+    store, array = Store(), np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+    store.put("a", array)
+    array[:] = -1
+    expected = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(store.get("a"), expected)
+    store.get("a")[:] = 7
+    np.testing.assert_array_equal(store.get("a"), expected)
+    store.view("a")[0, 0] = 9
+    assert store.get("a")[0, 0] == 9
+    assert store.view("a").flags["C_CONTIGUOUS"]
+    assert "a" in store
+    assert "b" not in store
+
+
+@pytest.mark.ort
+def test_a_buffer_keeps_its_shape_and_dtype():
+    store = Store()
+    store.put("a", ones(2, 3))
+    store.put("a", 5 * ones(2, 3))
+    assert store.get("a")[0, 0] == 5
+    with pytest.raises(InvariantError, match="'a'"):
+        store.put("a", ones(3, 2))
+    with pytest.raises(InvariantError, match="float64"):
+        store.put("a", np.ones((2, 3)))
+
+
+@pytest.mark.ort
+def test_bound_runs_overwrite_their_buffers_and_read_them_again():
+    store = Store()
+    store.put("w", ones(3, 2))
+    bound = Bound(Runner(affine(), optimize=False), store, inputs={"w": "w"}, outputs={"v": "w"})
+    view = store.view("w")
+    for turn in (1, 2, 3):
+        result = bound.run({"x": ones(2, 3)})
+        assert set(result) == {"y"}
+        np.testing.assert_array_equal(view, 2**turn * ones(3, 2))
+
+
+@pytest.mark.ort
+def test_bound_runs_accept_any_batch_and_give_back_arrays_of_their_own():
+    store = Store()
+    store.put("w", ones(3, 2))
+    bound = Bound(Runner(affine()), store, inputs={"w": "w"}, outputs={})
+    first = bound.run({"x": ones(4, 3)})["y"]
+    second = bound.run({"x": 2 * ones(2, 3)})["y"]
+    np.testing.assert_array_equal(first, 3 * ones(4, 2))
+    np.testing.assert_array_equal(second, 6 * ones(2, 2))
+    with pytest.raises(DataError, match="float64"):
+        bound.run({"x": np.ones((2, 3))})
+
+
+@pytest.mark.ort
+def test_bound_runs_fetch_what_is_asked_for():
+    store = Store()
+    store.put("w", ones(3, 2))
+    bound = Bound(Runner(affine()), store, inputs={"w": "w"}, outputs={}, fetch=["v"])
+    assert set(bound.run({"x": ones(4, 3)})) == {"v"}

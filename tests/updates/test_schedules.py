@@ -1,0 +1,55 @@
+"""Learning-rate schedules against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from onnxprune.errors import ConfigError
+from onnxprune.updates.schedules import constant, cosine, one_cycle, step, warmup
+
+
+def test_constant_is_one():
+    assert [constant()(t) for t in (0, 7)] == [1.0, 1.0]
+
+
+def test_cosine_goes_from_one_to_final_and_stays():
+    schedule = cosine(10, final=0.1)
+    assert schedule(0) == pytest.approx(1.0)
+    assert schedule(5) == pytest.approx(0.55)
+    assert schedule(10) == schedule(15) == pytest.approx(0.1)
+
+
+def test_one_cycle_is_the_formula_of_optax():
+    # METHODS.md section 2a, with peak 1, T = 100: b1 = 30, v0 = 1/25, v2 = 1/(25 * 1e4).
+    schedule, v0, v2 = one_cycle(100), 1 / 25, 1 / 2.5e5
+    for t in (0, 1, 15, 30):
+        expected = (v0 + 1) / 2 + (v0 - 1) / 2 * math.cos(math.pi * t / 30)
+        assert schedule(t) == pytest.approx(expected, rel=1e-12)
+    for t in (31, 65, 100):
+        expected = (1 + v2) / 2 + (1 - v2) / 2 * math.cos(math.pi * (t - 30) / 70)
+        assert schedule(t) == pytest.approx(expected, rel=1e-12)
+    assert schedule(0) == pytest.approx(v0)
+    assert schedule(30) == pytest.approx(1.0)
+    assert schedule(500) == pytest.approx(v2)
+
+
+def test_step_multiplies_at_each_milestone():
+    schedule = step([20, 10], factor=0.5)
+    assert [schedule(t) for t in (9, 10, 19, 20)] == [1.0, 0.5, 0.5, 0.25]
+
+
+def test_warmup_scales_the_first_steps():
+    assert [warmup(constant(), 3)(t) for t in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("make", [lambda: cosine(0), lambda: one_cycle(0)])
+def test_no_steps_are_refused(make):
+    with pytest.raises(ConfigError, match="steps"):
+        make()
+
+
+def test_a_share_outside_its_range_is_refused():
+    with pytest.raises(ConfigError, match="share"):
+        one_cycle(10, warm=1.0)
