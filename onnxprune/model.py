@@ -199,9 +199,11 @@ def _evaluate_one_by_one(
     """As `evaluate`, stopping only at the nodes that fail and what depends on them."""
     known = dict(feeds)
     for node in nodes:
-        if all(value is None or not value.name or value.name in known for value in node.inputs):
+        reads = {value.name for value in node.inputs if value is not None and value.name}
+        if reads <= known.keys():
             made = [value.name for value in node.outputs if value.name]
-            known.update(evaluate(model, [node], known, made))
+            given = {name: known[name] for name in reads}
+            known.update(evaluate(model, [node], given, made))
     return {name: known[name] for name in outputs if name in known}
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from onnxprune.base import Array, Consumer, Fold, Group, Merge, Plan
+from onnxprune.base import Array, Fold, Group, Merge, Plan
 from onnxprune.emit import Emitter
+from onnxprune.graph.consumers import absorber
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.ops.registry import View
-from onnxprune.rewrite.compensate import absorber
 
 
 class Sketch:
@@ -321,10 +321,7 @@ def _merge(group: Group, victim: int, survivor: int, rng: np.random.Generator) -
 
 
 def takes_over(group: Group, nodes: Mapping[str, View]) -> bool:
-    """Whether every consumer of `group` absorbs constants and duplicates exactly."""
-    return bool(group.consumers) and all(_exact(nodes[c.node], c) for c in group.consumers)
-
-
-def _exact(view: View, consumer: Consumer) -> bool:
-    how = absorber(view, consumer)
-    return how is not None and not how.padded
+    """Whether every consumer of `group` has weights that absorb constants and duplicates."""
+    return bool(group.consumers) and all(
+        absorber(nodes[consumer.node], consumer) is not None for consumer in group.consumers
+    )

@@ -49,7 +49,8 @@ def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
             members.add(id(node))
     if chain:
         known = _evaluate(model, chain, roots)
-    computed = {name: array for name, array in roots.items() if name not in constants(model)}
+    given = constants(model)
+    computed = {name: array for name, array in roots.items() if name not in given}
     return {**computed, **known}
 
 

@@ -92,18 +92,25 @@ def compensate(edit: Edit, consumer: Consumer, substitute: Substitute) -> None:
             consumer=consumer,
         )
     table = outgoing(edit.view, how)
-    vector = np.einsum("r,rok->o", substitute.offset, table[substitute.removed], optimize=True)
+    vector = contribution(table, substitute)
     dtype = table.dtype
     moved = np.flatnonzero(substitute.scale)
     if len(moved):
         weight = np.array(edit.view.constant(how.slot))
         rows = np.moveaxis(weight, how.in_axis, 0)
-        contribution = rows[substitute.removed[moved]]
+        added = rows[substitute.removed[moved]]
         scale = substitute.scale[moved].reshape(-1, *[1] * (rows.ndim - 1))
-        np.add.at(rows, substitute.source[moved], (contribution * scale).astype(dtype))
+        np.add.at(rows, substitute.source[moved], (added * scale).astype(dtype))
         edit.write(how.slot, weight, role="weight")
     if vector.any():
-        shift(edit, vector.astype(dtype))
+        shift(edit, vector)
+
+
+def contribution(table: Floats, substitute: Substitute) -> Floats:
+    """What the constants add to each output: (C_out,), from weights (C_in, C_out, rest)."""
+    return np.einsum(
+        "r,rok->o", substitute.offset, table[substitute.removed], optimize=True
+    ).astype(table.dtype)
 
 
 def check(groups: dict[str, Group], plan: Plan) -> None:

@@ -6,15 +6,20 @@ refuse every fold.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Consumer, Plan
+from onnxprune.graph.consumers import absorber, outgoing
+from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.shapes import dtypes
-from onnxprune.model import node_key, opset
-from onnxprune.ops.registry import arange
-from onnxprune.rewrite.compensate import Substitute, substitutes
+from onnxprune.model import opset
+from onnxprune.ops.edit import Edit
+from onnxprune.ops.registry import View, arange
+from onnxprune.rewrite.compensate import Substitute, contribution, substitutes
 
 __all__ = ["reference"]
 
@@ -23,12 +28,16 @@ def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
     """A copy of `model` in which every consumer sees what `plan` puts in place of removed units.
 
     At each consumer's input: 0 for a removed unit, its constant for a folded one,
-    `scale * survivor + offset` for a merged one. All weights stay at their sizes.
+    `scale * survivor + offset` for a merged one. All weights stay at their sizes. Where a consumer
+    pads its input with zeros, constants reach its output as if they stood in the padding too, which
+    is what a bias does.
     """
     copy = model.clone()
-    nodes = {node_key(node): node for node in copy.graph}
+    by_key = {view.key: view for view in views(copy, analysis.shapes, analysis.known)}
+    nodes = {key: view.node for key, view in by_key.items()}
     types = dtypes(model)
     for number, (consumer, substitute) in enumerate(substitutes(analysis.groups, plan).items()):
+        substitute = _behind_padding(copy, by_key[consumer.node], consumer, substitute)
         sizes = analysis.shapes[consumer.axis.value]
         shape = [1] * len(sizes)
         shape[consumer.axis.position] = sizes[consumer.axis.position] or 0
@@ -36,6 +45,20 @@ def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
         dtype = types.get(consumer.axis.value, ir.DataType.FLOAT).numpy()
         _replace(tape, consumer, substitute, shape, dtype)
     return copy
+
+
+def _behind_padding(
+    model: ir.Model, view: View, consumer: Consumer, substitute: Substitute
+) -> Substitute:
+    """Move the constants of a padded consumer from its input to its output."""
+    how = absorber(view, consumer)
+    if how is None or not how.padded or not substitute.offset.any():
+        return substitute
+    vector = contribution(outgoing(view, how), substitute)
+    rank = len(view.shape(view.output()))
+    edit = Edit(view=view, kept={}, shapes=dict(view.shapes), graph=model.graph)
+    edit.add_behind(vector.reshape(1, -1, *[1] * (rank - 2)), axis=1)
+    return replace(substitute, offset=np.zeros_like(substitute.offset))
 
 
 def _replace(

@@ -1,0 +1,83 @@
+"""Random plans on the corpus of exported files, where it lies beside the project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checks import DEVICE
+from graphs import feeds
+from strategies import random_plan
+
+from onnxprune.base import Array
+from onnxprune.errors import InvalidModelError, ModelError
+from onnxprune.graph.groups import analyze
+from onnxprune.model import load
+from onnxprune.rewrite.prune import prune
+from onnxprune.rewrite.reference import reference
+from onnxprune.runtime.session import Runner
+from onnxprune.runtime.verify import compare
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+FILES = {
+    f"{file.parent.name}/{file.stem}": file
+    for folder in ("corpus", "models")
+    for file in sorted((SHARED / folder).rglob("*.onnx"))
+}
+# Operators of opset 23 that onnxruntime-training 1.19.2 does not know.
+TOO_NEW = {
+    "handmade/attention23": "Attention",
+    "torch_dynamo/hf_bert_sdpa_op23": "Attention",
+    "torch_dynamo/hf_llama_gqa_op23": "RMSNormalization",
+    "torch_dynamo/tenc_op23": "Attention",
+}
+INVALID = {"ort_tools/mlp3d_fp16w": "must be topologically sorted"}
+
+
+def corpus(names: list[str]) -> pytest.MarkDecorator:
+    """The files as parameters; one skipped parameter where there is no corpus."""
+    absent = pytest.param("", marks=pytest.mark.skip(f"no {SHARED.name} folder"))
+    found = [pytest.param(name, marks=pytest.mark.ort) for name in names]
+    return pytest.mark.parametrize("name", found or [absent])
+
+
+def given(file: Path, network: object) -> dict[str, Array]:
+    recorded = file.with_suffix(".in.npz")
+    if recorded.exists():
+        return dict(np.load(recorded))
+    return feeds(network)  # type: ignore[arg-type]
+
+
+@corpus([name for name in FILES if name not in TOO_NEW and name not in INVALID])
+def test_random_plans_agree_with_the_reference(name: str) -> None:
+    file = FILES[name]
+    network = load(file)
+    analysis = analyze(network)
+    data = given(file, network)
+    Runner(network, DEVICE, optimize=False).run(data)
+    changed = []
+    for seed in range(3 if analysis.groups else 0):
+        plan = random_plan(network, analysis, seed)
+        if plan.removed():
+            expected = reference(network, analysis, plan)
+            smaller = prune(network, analysis, plan).model
+            found = compare(expected, smaller, data, device=DEVICE, tolerance=1e-4)
+            assert found.holds, f"seed {seed}: differs by {found.relative:.2e}"
+            original = compare(network, expected, data, device=DEVICE, tolerance=1e-3)
+            changed.append(not original.holds)
+    assert any(changed) or not changed
+
+
+@corpus([name for name in FILES if name in TOO_NEW])
+def test_files_too_new_for_the_runtime_are_analyzed_and_refused(name: str) -> None:
+    network = load(FILES[name])
+    analyze(network)
+    with pytest.raises(ModelError, match=TOO_NEW[name]):
+        Runner(network, DEVICE, optimize=False)
+
+
+@corpus([name for name in FILES if name in INVALID])
+def test_invalid_files_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(InvalidModelError, match=INVALID[name]):
+        load(FILES[name])

@@ -1,0 +1,131 @@
+"""What holds of the project as a whole: layers, packages, files of the distribution, sizes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"onnxprune": "onnxprune", "cli": "onnxprune_cli", "models": "onnxprune_models"}
+DATA = (".npz", ".onnx", ".md", ".typed")
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "pyproject.toml").is_file(), reason="the tests lie outside of a checkout"
+)
+
+
+def project() -> dict[str, Any]:
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib is new in Python 3.11")
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def tracked() -> list[Path]:
+    """Files of the packages as git knows them, relative to the root."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", *FOLDERS]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [Path(line) for line in found.splitlines() if (ROOT / line).is_file()]
+
+
+def installed_name(file: Path) -> str:
+    """Where a file of the checkout goes in the distribution."""
+    return Path(FOLDERS[file.parts[0]], *file.parts[1:]).as_posix()
+
+
+def shipped() -> set[str]:
+    """What the distribution must hold: the modules and data of every package, not models/make."""
+    files = [file for file in tracked() if "make" not in file.parts]
+    return {installed_name(file) for file in files if file.suffix in (".py", *DATA)}
+
+
+def test_imports_go_downwards_only() -> None:
+    importlinter = pytest.importorskip("importlinter.cli")
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.skip("no configuration")
+    code = "from importlinter.cli import lint_imports_command as run; run()"
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code, "--config", str(ROOT / "pyproject.toml"), "--no-cache"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert importlinter is not None
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_package_is_listed() -> None:
+    listed = set(project()["tool"]["setuptools"]["packages"])
+    modules = [Path(name) for name in shipped() if name.endswith(".py")]
+    assert {".".join(module.parent.parts) for module in modules} == listed
+
+
+def test_no_module_is_longer_than_420_lines() -> None:
+    sizes = {
+        str(file): len((ROOT / file).read_text(encoding="utf-8").splitlines())
+        for file in tracked()
+        if file.suffix == ".py"
+    }
+    assert {name: size for name, size in sizes.items() if size > 420} == {}
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        str(file)
+        for file in tracked()
+        if file.suffix == ".py"
+        and len(ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or "") < 10
+    ]
+    assert silent == []
+
+
+def test_the_installed_distribution_is_complete() -> None:
+    try:
+        distribution = importlib.metadata.distribution("onnxprune")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("onnxprune is not installed")
+    recorded = {str(file) for file in distribution.files or ()}
+    if "onnxprune/base.py" not in recorded:
+        pytest.skip("an editable installation records no modules")
+    assert shipped() - recorded == set()
+
+
+def _can_build() -> bool:
+    try:
+        version = importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return int(version.split(".")[0]) >= 77
+
+
+@pytest.mark.skipif(not _can_build(), reason="needs setuptools >= 77 in this environment")
+def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
+    # Built from a copy: setuptools leaves build/ and *.egg-info where it works.
+    source = tmp_path / "source"
+    names = [*(str(file) for file in tracked()), "pyproject.toml", "README.md", "LICENSE"]
+    for name in names:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    code = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-P", "-c", code, str(tmp_path)]
+    subprocess.run(command, cwd=source, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    assert shipped() - packed == set()
+    assert {name.split("/")[0] for name in packed} - set(FOLDERS.values()) == {
+        re.sub(r"-py3-none-any\.whl$", ".dist-info", wheel.name)
+    }
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
