@@ -117,8 +117,8 @@ class Member:
     """The indices of one axis that belong to the units of a group.
 
     Attributes:
-        index: (U, k) int64; row u holds the k indices of `axis` that unit u owns, in a corresponding
-            order for all units.
+        index: (U, k) int64; row u holds the k indices of `axis` that unit u owns, in an order that
+            corresponds for all units.
     """
 
     axis: Axis

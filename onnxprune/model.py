@@ -105,9 +105,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".onnxprune-", dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            ir.save(
-                model, draft, external_data=external, size_threshold_bytes=_EXTERNAL_THRESHOLD
-            )
+            ir.save(model, draft, external_data=external, size_threshold_bytes=_EXTERNAL_THRESHOLD)
             if external is not None:
                 os.replace(draft.with_name(external), target.with_name(external))
             os.replace(draft, target)
@@ -172,6 +170,7 @@ def evaluate(
     """Run a few nodes of `model` with ONNX's reference implementation, without any runtime.
 
     Args:
+        model: where the nodes stand; decides the opsets.
         nodes: in topological order; what they read is in `feeds` or made by earlier ones.
         feeds: arrays by value name.
         outputs: names of the values wanted; those the reference cannot compute are left out.
@@ -188,9 +187,7 @@ def evaluate(
         if len(nodes) == 1:
             return {}
         return _evaluate_one_by_one(model, nodes, feeds, outputs)
-    return {
-        name: np.asarray(result) for name, result in zip(outputs, results, strict=True)
-    }
+    return {name: np.asarray(result) for name, result in zip(outputs, results, strict=True)}
 
 
 def _evaluate_one_by_one(
@@ -253,7 +250,7 @@ def constant(value: ir.Value | None) -> Array | None:
 
 def constants(model: ir.Model) -> dict[str, ir.Value]:
     """Initializers and outputs of Constant nodes, by name."""
-    found = {name: value for name, value in model.graph.initializers.items()}
+    found = dict(model.graph.initializers)
     for node in model.graph:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             value = node.outputs[0]

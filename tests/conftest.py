@@ -1,4 +1,4 @@
-"""What all tests share: which copy of onnxprune they see, and when a missing runtime is a failure."""
+"""What all tests share: which onnxprune they see, and when a missing runtime is a failure."""
 
 from __future__ import annotations
 

@@ -282,9 +282,7 @@ def networks(draw: st.DrawFn) -> ir.Model:
     return network(steps, seed, image=draw(st.booleans()))
 
 
-def random_plan(
-    model: ir.Model, analysis: Analysis, seed: int, *, exchange: bool = True
-) -> Plan:
+def random_plan(model: ir.Model, analysis: Analysis, seed: int, *, exchange: bool = True) -> Plan:
     """Random units of random groups go, some folded or merged where the consumers can take it."""
     rng = np.random.default_rng(seed)
     nodes = {view.key: view for view in views(model, analysis.shapes, analysis.known)}
@@ -315,9 +313,7 @@ def _fold(group: Group, unit: int, rng: np.random.Generator) -> Fold:
 
 def _merge(group: Group, victim: int, survivor: int, rng: np.random.Generator) -> Merge:
     scale, offset = (float(number) for number in rng.normal(size=2))
-    return Merge(
-        group=group.name, victim=victim, survivor=survivor, scale=scale, offset=offset
-    )
+    return Merge(group=group.name, victim=victim, survivor=survivor, scale=scale, offset=offset)
 
 
 def takes_over(group: Group, nodes: Mapping[str, View]) -> bool:

@@ -83,7 +83,9 @@ def _foldable(node: ir.Node, roots: dict[str, Array], chain: set[int]) -> bool:
     return bool(node.inputs)
 
 
-def _evaluate(model: ir.Model, chain: list[ir.Node], roots: Mapping[str, Array]) -> dict[str, Array]:
+def _evaluate(
+    model: ir.Model, chain: list[ir.Node], roots: Mapping[str, Array]
+) -> dict[str, Array]:
     outputs = [value.name for node in chain for value in node.outputs if value.name]
     results = evaluate(model, chain, roots, outputs)
     return {name: array for name, array in results.items() if array.size <= _LARGEST}

@@ -44,8 +44,8 @@ def is_weight(value: ir.Value) -> bool:
 def _shape(name: str, value: ir.Value, shapes: Mapping[str, Sizes] | None) -> Sizes:
     if shapes is not None and name in shapes:
         return shapes[name]
-    tensor = value.const_value
-    return tuple(int(s) for s in (tensor.shape if tensor is not None else value.shape or ()))
+    shape = value.const_value.shape if value.const_value is not None else value.shape
+    return () if shape is None else tuple(shape.numpy())
 
 
 def macs(model: ir.Model, analysis: Analysis, shapes: Mapping[str, Sizes] | None = None) -> int:
@@ -60,7 +60,8 @@ def macs(model: ir.Model, analysis: Analysis, shapes: Mapping[str, Sizes] | None
     for view in views(model, shapes or analysis.shapes, analysis.known):
         rule = MACS.find(view.node, view.opset)
         values = (*view.node.inputs, *view.node.outputs)
-        if rule is not None and all(v is None or not v.name or v.name in view.shapes for v in values):
+        names = {value.name for value in values if value is not None and value.name}
+        if rule is not None and names <= view.shapes.keys():
             total += rule(view)
     return total
 
@@ -125,5 +126,3 @@ def ceiling(model: ir.Model, analysis: Analysis) -> tuple[int, int]:
         keep[group.name] = np.arange(group.size) == 0
     after = sizes_after(analysis.shapes, kept_indices(analysis.groups, keep, analysis.shapes))
     return parameters(model, after), macs(model, analysis, after)
-
-

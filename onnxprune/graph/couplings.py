@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Choice, Coupling, Ends, Fact, Frozen, Inexact, Reason
+from onnxprune.base import Array, Axis, Choice, Coupling, Fact, Frozen, Reason
 from onnxprune.ops.registry import COUPLES, Sizes, View
 
 __all__ = ["facts", "views"]
@@ -49,7 +49,7 @@ def _borders(model: ir.Model, shapes: Mapping[str, Sizes]) -> Iterator[Fact]:
 def _freeze(
     value: ir.Value | None, shapes: Mapping[str, Sizes], reason: Reason, node: str, detail: str = ""
 ) -> Iterator[Fact]:
-    if value is not None and value.name in shapes:
+    if value is not None and value.name and value.name in shapes:
         for position in range(len(shapes[value.name])):
             yield Frozen(axis=Axis(value.name, position), reason=reason, node=node, detail=detail)
 
@@ -79,7 +79,7 @@ def _axes(fact: Fact) -> Sequence[Axis]:
         return (fact.left, fact.right)
     if isinstance(fact, Choice):
         return [axis for axis, _ in fact.axes]
-    return (fact.axis,) if isinstance(fact, Frozen | Ends | Inexact) else ()
+    return (fact.axis,)
 
 
 def _unexplained(view: View, values: Sequence[ir.Value], explained: set[Axis]) -> Iterator[Fact]:
@@ -109,5 +109,3 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
                 for value in inner.inputs:
                     if value is not None and value.graph is not graph:
                         yield value
-
-

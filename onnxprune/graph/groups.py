@@ -1,9 +1,9 @@
 """Units and groups: the connected components of a graph's couplings.
 
-`analyze(model, shapes)` is the one entry. All (axis, index) pairs are numbered; couplings are edges;
-components without a frozen index that hold a parameter are units; units that occupy the same axes
-are a group. Product axes (base.Choice) are resolved here, to a fixpoint, because which of their atoms
-can carry units depends on the rest of the graph.
+`analyze(model, shapes)` is the one entry. All (axis, index) pairs are numbered; couplings are
+edges; components without a frozen index that hold a parameter are units; units that occupy the
+same axes are a group. Product axes (base.Choice) are resolved here, to a fixpoint, because which of
+their atoms can carry units depends on the rest of the graph.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Analysis:
         frozen: per axis of a parameter that is in no group: why.
         shapes: static sizes per value name.
         known: arrays of values that are computed but cannot change.
-        alternatives: product axes that could have carried other atoms: node, chosen, rejected sizes.
+        alternatives: product axes that could have carried other atoms: node, chosen size, rejected
+            sizes.
     """
 
     groups: tuple[Group, ...]
@@ -131,9 +132,7 @@ class _Solver:
         """Component of every id."""
         left = np.concatenate([*self.left, np.zeros(0, np.int64)])
         right = np.concatenate([*self.right, np.zeros(0, np.int64)])
-        edges = coo_array(
-            (np.ones(len(left), np.int8), (left, right)), shape=(self.ids.total,) * 2
-        )
+        edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(self.ids.total,) * 2)
         _, labels = connected_components(edges, directed=False)
         return np.asarray(labels, np.int64)
 
@@ -223,9 +222,7 @@ def analyze(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> Analy
     for view, fact in collected:
         _enter(solver, view, fact)
     labels, stopped = solver.solve()
-    weights = {
-        name for name, value in constants(model).items() if value.dtype in _PARAMETER_TYPES
-    }
+    weights = {name for name, value in constants(model).items() if value.dtype in _PARAMETER_TYPES}
     inexact = [fact.axis for _, fact in collected if isinstance(fact, Inexact)]
     groups = _groups(solver, labels, stopped, weights)
     consumers = _consumers(solver, collected, {m.axis for members in groups for m in members})
@@ -260,7 +257,7 @@ def _number(collected: Sequence[tuple[View | None, Fact]], shapes: Mapping[str, 
         if view is not None and view.key not in done:
             done.add(view.key)
             for value in (*view.node.inputs, *view.node.outputs):
-                if value is not None and value.name in shapes:
+                if value is not None and value.name and value.name in shapes:
                     for position, size in enumerate(shapes[value.name]):
                         ids.add(Axis(value.name, position), size)
         if isinstance(fact, Choice):
@@ -311,10 +308,15 @@ def _groups(
             by_pattern.setdefault(pattern[start:stop].tobytes(), []).append(order[start:stop])
     result = []
     for units in by_pattern.values():
-        table = np.stack(sorted(units, key=lambda unit: int(unit.min())))
+        units.sort(key=_first)
+        table = np.stack(units)
         if len(table) > 1:
             result.append(_members(solver, table, axes, number[table[0]]))
     return sorted(result, key=lambda members: solver.ids.offset[members[0].axis])
+
+
+def _first(unit: Index) -> int:
+    return int(unit.min())
 
 
 def _is_virtual(axis: Axis) -> bool:

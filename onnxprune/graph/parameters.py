@@ -96,9 +96,7 @@ def _slots(view: View) -> Mapping[int, str]:
 def _has_weight(view: View, fixed: set[str]) -> bool:
     """Whether the node itself contracts the data with a constant."""
     return any(
-        role != Role.AFFINE
-        and (value := view.input(slot)) is not None
-        and value.name in fixed
+        role != Role.AFFINE and (value := view.input(slot)) is not None and value.name in fixed
         for slot, role in _slots(view).items()
     )
 

@@ -1,7 +1,8 @@
 """Which sizes are static: inferred from the graph, never taken from what the file claims inside.
 
 `infer` runs ONNX shape inference with data propagation on a copy without intermediate claims.
-Values it leaves open are listed by `unresolved`; running the model can settle those (runtime.probe).
+Values it leaves open are listed by `unresolved`; running the model can settle those
+(runtime.probe).
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def _pin(model: ir.Model, known: Mapping[str, Array]) -> None:
     """Let the readers of computed constants read initializers instead."""
     for node in list(model.graph) if known else ():
         for value in node.outputs:
-            if value.name in known and not value.is_graph_output():
+            if value.name and value.name in known and not value.is_graph_output():
                 tensor = ir.Tensor(known[value.name])
                 pinned = ir.Value(name=f"{value.name}/known", const_value=tensor)
                 model.graph.register_initializer(pinned)
@@ -167,11 +168,9 @@ def _outputs(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _sizes(value: ir.Value) -> Sizes | None:
-    if value.const_value is not None:
-        return tuple(int(size) for size in value.const_value.shape)
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is not None:
-        return tuple(int(size) for size in tensor.shape)
+        return tuple(tensor.shape.numpy())
     if value.shape is None:
         return None
     return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
@@ -190,6 +189,5 @@ def unresolved(model: ir.Model, shapes: Mapping[str, Sizes]) -> tuple[str, ...]:
         value.name or ""
         for node in model.graph
         for value in node.outputs
-        if value.name
-        and (value.name not in shapes or shapes[value.name].count(None) > explained)
+        if value.name and (value.name not in shapes or shapes[value.name].count(None) > explained)
     )

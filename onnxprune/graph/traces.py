@@ -1,7 +1,7 @@
 """What each unit of a group computes, as rows of numbers: which units are copies of each other.
 
-`trace(model, analysis, group)` walks from where the group's axes begin to its consumers and composes
-the `@traces` rules on the way. Where a rule is missing, nothing is claimed.
+`trace(model, analysis, group)` walks from where the group's axes begin to its consumers and
+composes the `@traces` rules on the way. Where a rule is missing, nothing is claimed.
 """
 
 from __future__ import annotations
@@ -43,14 +43,11 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
 def _side_by_side(traces: list[Trace]) -> Trace:
     distinct = {id(item.rows): item for item in traces}
     if len(distinct) == 1:
-        strongest = max(traces, key=lambda item: item.kind)
-        return strongest
+        return max(traces, key=lambda item: item.kind)
     return combined(list(distinct.values()))
 
 
-def _apply(
-    view: View, found: dict[str, Trace | None], index: dict[Axis, Index]
-) -> Trace | None:
+def _apply(view: View, found: dict[str, Trace | None], index: dict[Axis, Index]) -> Trace | None:
     rule = TRACES.find(view.node, view.opset)
     if rule is None:
         return None

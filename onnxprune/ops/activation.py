@@ -1,4 +1,4 @@
-"""Functions of one value, element by element: activations, casts, and operators that pass values on."""
+"""Functions of one value, element by element: activations, casts, and what passes values on."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def homogeneous(view: View, around: TraceView) -> Trace | None:
 
 @traces("Tanh")
 def odd(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
-    """tanh(-z) = -tanh(z)."""
+    """The symmetry of Tanh: f(-z) = -f(z)."""
     trace = around.inputs[0]
     return None if trace is None else trace.then(Kind.ODD)
 
 
 @traces("Sigmoid")
 def sigmoid(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
-    """sigmoid(-z) = 1 - sigmoid(z)."""
+    """The symmetry of Sigmoid: f(-z) = 1 - f(z)."""
     trace = around.inputs[0]
     return None if trace is None else trace.then(Kind.SIGMOID)
 

@@ -119,7 +119,7 @@ def _sliced(view: View) -> dict[int, slice] | None:
 
 
 def _clamped(start: int, end: int, step: int, size: int) -> tuple[int, int | None]:
-    """ONNX clamps bounds like Python does, except that an end below -size means `from the start`."""
+    """ONNX clamps bounds as Python does, but an end below -size means `from the start`."""
     stop: int | None = end
     if step < 0 and end < -size:
         stop = None
@@ -303,12 +303,15 @@ def pad(view: View) -> Iterator[Fact]:
             inside = arange(size) + pads[position]
             visible = (inside >= 0) & (inside < (view.size(right) or 0))
             yield Coupling(
-                left=left, right=right, left_index=arange(size)[visible], right_index=inside[visible]
+                left=left,
+                right=right,
+                left_index=arange(size)[visible],
+                right_index=inside[visible],
             )
 
 
 def _pads_after(edit: Edit, position: int, before: int, after: int) -> tuple[int, int]:
-    """Pads at both ends of one axis: positive ones lie in the output, negative ones in the input."""
+    """Pads at both ends of an axis: positive ones lie in the output, negative ones in the input."""
     x, y = edit.view.input(0), edit.view.output()
     size = edit.view.shape(x)[position] or 0
     inner, outer = edit.kept_at(x, position), edit.kept_at(y, position)

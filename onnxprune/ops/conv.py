@@ -76,9 +76,7 @@ def conv_transpose(view: View) -> Iterator[Fact]:
         yield from view.equal(view.axis(bias, 0), out)
 
 
-def _grouped(
-    view: View, group: int, axes: tuple[tuple[Axis, Axis], tuple[Axis]]
-) -> Iterator[Fact]:
+def _grouped(view: View, group: int, axes: tuple[tuple[Axis, Axis], tuple[Axis]]) -> Iterator[Fact]:
     (w_out, out), (inner,) = axes
     x_axis = view.axis(view.input(0), 1)
     outputs = (view.size(w_out) or group) // group
@@ -106,7 +104,8 @@ def regroup(edit: Edit) -> None:
     if view.attribute("group", 1) == 1:
         return
     x, w = view.input(0), view.input(1)
-    assert x is not None and w is not None
+    assert x is not None
+    assert w is not None
     if view.node.op_type == "Conv":
         channels, per_group = edit.size_after(x, 1), edit.size_after(w, 1)
     else:
@@ -170,7 +169,8 @@ def conv_trace(view: View, around: TraceView) -> Trace | None:
         return None
     filters = weight.swapaxes(0, 1) if transposed else weight
     rows = filters[index].reshape(len(index), -1)
-    kind, inputs = Kind.LINEAR, (view.axis(view.input(0), 1),)
+    kind = Kind.LINEAR
+    inputs: tuple[Axis, ...] = (view.axis(view.input(0), 1),)
     incoming = around.inputs[0]
     if incoming is not None:  # depthwise: the unit's own input varies with the unit
         kind, inputs = Kind.EQUAL, incoming.inputs
@@ -182,4 +182,3 @@ def conv_trace(view: View, around: TraceView) -> Trace | None:
         return trace
     bias = view.constant(2)
     return None if bias is None else trace.plus(bias[index].astype(np.float64))
-

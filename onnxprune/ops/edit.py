@@ -138,9 +138,7 @@ class Edit:
         node = self.view.node
         value, name = node.outputs[0], node.outputs[0].name or ""
         constant_value = self.initializer(f"{name}/bias", array)
-        self.resized(
-            constant_value, {axis - len(self.shapes[name]) + array.ndim: Axis(name, axis)}
-        )
+        self.resized(constant_value, {axis - len(self.shapes[name]) + array.ndim: Axis(name, axis)})
         made = ir.node("Add", [value, constant_value])
         self.graph.insert_after(node, made)
         ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
@@ -197,7 +195,7 @@ class Edit:
 
 
 def _extended(target: ir.Value | None, mask: Array, sizes: Array) -> bool:
-    """Whether `target` came from the Where of an earlier removal, which now holds these sizes too."""
+    """Whether an earlier removal put a Where in front, which from now on holds these sizes too."""
     made = None if target is None else target.producer()
     if target is None or made is None or made.op_type != "Where" or len(target.uses()) != 1:
         return False

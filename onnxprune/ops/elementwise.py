@@ -59,9 +59,7 @@ def _repeated(view: View, output: ir.Value) -> Iterator[Fact]:
             for value in view.node.inputs
             if value is not None and rank - position <= len(view.shape(value))
         ):
-            yield Frozen(
-                axis=view.axis(output, position), reason=Reason.POSITIONS, node=view.key
-            )
+            yield Frozen(axis=view.axis(output, position), reason=Reason.POSITIONS, node=view.key)
 
 
 @traces("Add", "Sum")
@@ -146,5 +144,3 @@ def _units(view: View, around: TraceView) -> int | None:
         if index is not None:
             return len(index)
     return None
-
-

@@ -170,5 +170,3 @@ def _columns(view: View, around: TraceView, axis: Axis, position: int) -> Trace 
     rows = np.moveaxis(weight, position, 0)[index].reshape(len(index), -1).astype(np.float64)
     inner = view.axis(view.input(0), 0 if view.attribute("transA", 0) else -1)
     return Trace(rows=rows, kind=Kind.LINEAR, inputs=(inner,))
-
-

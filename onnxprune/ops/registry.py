@@ -1,7 +1,7 @@
 """What is known about operators: one table, filled by the family modules through decorators.
 
-A facet is a function under a key `(domain, op_type)` with an inclusive range of opsets. All facets of
-an operator stand in its family's file; a third party may add its own from its own module.
+A facet is a function under a key `(domain, op_type)` with an inclusive range of opsets. All facets
+of an operator stand in its family's file; a third party may add its own from its own module.
 
     @couples     which indices of which axes belong together         mandatory for support
     @resizes     attributes and shape inputs that a removal changes
@@ -97,7 +97,8 @@ class View:
     def axis(self, value: ir.Value | None, position: int) -> Axis:
         """`position` may be negative."""
         sizes = self.shape(value)
-        assert value is not None and value.name is not None
+        assert value is not None
+        assert value.name is not None
         return Axis(value.name, position % len(sizes) if sizes else 0)
 
     # Facts that most rules are made of.

@@ -48,7 +48,8 @@ class Trace:
     def times(self, factor: Floats) -> Trace:
         """Each unit's value times `factor` (U, k); k > 1 differs by position."""
         if factor.shape[1] == 1 and (
-            self.kind is Kind.LINEAR or (self.kind is Kind.HOMOGENEOUS and bool((factor >= 0).all()))
+            self.kind is Kind.LINEAR
+            or (self.kind is Kind.HOMOGENEOUS and bool((factor >= 0).all()))
         ):
             return replace(self, rows=self.rows * factor)
         return replace(self, kind=Kind.EQUAL, rows=np.concatenate([self.rows, factor], axis=1))

@@ -108,9 +108,9 @@ def compensate(edit: Edit, consumer: Consumer, substitute: Substitute) -> None:
 
 def contribution(table: Floats, substitute: Substitute) -> Floats:
     """What the constants add to each output: (C_out,), from weights (C_in, C_out, rest)."""
-    return np.einsum(
-        "r,rok->o", substitute.offset, table[substitute.removed], optimize=True
-    ).astype(table.dtype)
+    rows = table[substitute.removed]
+    total: Floats = np.einsum("r,rok->o", substitute.offset, rows, optimize=True)
+    return total.astype(table.dtype)
 
 
 def check(groups: dict[str, Group], plan: Plan) -> None:

@@ -130,9 +130,7 @@ def take_moments(
     """
     return {
         slot: {
-            name: take(name, by_name[name], kept)
-            if name in by_name
-            else np.zeros_like(array)
+            name: take(name, by_name[name], kept) if name in by_name else np.zeros_like(array)
             for name, array in parameters.items()
         }
         for slot, by_name in moments.items()

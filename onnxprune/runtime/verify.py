@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,7 +53,8 @@ def compare(
     """Run both models on one batch, without graph optimizations, and compare all outputs.
 
     Args:
-        expected, actual: models with the same inputs and outputs.
+        expected: one model.
+        actual: another with the same inputs and outputs.
         feeds: one array per input.
         device: where to run.
         tolerance: relative to the largest magnitude of each output.
@@ -67,7 +69,7 @@ def compare(
 
 
 def agreement(
-    expected: Mapping[str, Array], actual: Mapping[str, Array], *, tolerance: float = TOLERANCE
+    expected: Mapping[str, Any], actual: Mapping[str, Any], *, tolerance: float = TOLERANCE
 ) -> Agreement:
     """The largest difference between two sets of outputs; shapes or kinds that differ are infinite.
 

@@ -20,7 +20,9 @@ FRAME = """(float[N, 3] x) => (float[N, 2] y)
 }"""
 
 
-def frame(body: str, width: int, *, more: str = "", opset: int = 17, **constants: object) -> ir.Model:
+def frame(
+    body: str, width: int, *, more: str = "", opset: int = 17, **constants: object
+) -> ir.Model:
     return model(FRAME % (width, more, body), opset=opset, **constants)
 
 
@@ -112,9 +114,7 @@ SLICES = [
 def test_slice_couples_the_window_with_what_it_becomes(
     starts: list[int], ends: list[int], axes: list[int], steps: list[int], taken: list[int]
 ) -> None:
-    network = frame(
-        "a = Slice(h, s, e, ax, st)", len(taken), s=starts, e=ends, ax=axes, st=steps
-    )
+    network = frame("a = Slice(h, s, e, ax, st)", len(taken), s=starts, e=ends, ax=axes, st=steps)
     assert coupled(network, "a[1]", "h[1]") == list(enumerate(taken))
 
 
@@ -123,9 +123,7 @@ def test_slice_couples_the_window_with_what_it_becomes(
 def test_a_pruned_slice_takes_the_remaining_positions(
     starts: list[int], ends: list[int], axes: list[int], steps: list[int], taken: list[int]
 ) -> None:
-    network = frame(
-        "a = Slice(h, s, e, ax, st)", len(taken), s=starts, e=ends, ax=axes, st=steps
-    )
+    network = frame("a = Slice(h, s, e, ax, st)", len(taken), s=starts, e=ends, ax=axes, st=steps)
     kept = list(range(0, len(taken), 2))
     name = next(group.name for group in analyze(network).groups if group.consumers)
     smaller = pruned(network, **{name: kept})
@@ -190,9 +188,7 @@ def test_a_pruned_gather_renumbers_its_indices() -> None:
 
 
 def test_gather_of_a_single_index_drops_its_axis_and_freezes_it() -> None:
-    network = model(
-        """(float[N, 3, 4] x) => (float[N, 3] y) { y = Gather<axis = 2>(x, i) }""", i=1
-    )
+    network = model("""(float[N, 3, 4] x) => (float[N, 3] y) { y = Gather<axis = 2>(x, i) }""", i=1)
     assert coupled(network, "x[1]", "y[1]") == straight(3)
     assert Reason.POSITIONS in frozen(network, "x[2]")
 

@@ -21,9 +21,7 @@ GEMM = """(float[N, 4] x) => (float[N, 2] y) <float[%s] w, float[%s] c, float[3,
     ("shape", "inner", "outer", "attributes"),
     [("4, 3", "w[0]", "w[1]", "transB = 0"), ("3, 4", "w[1]", "w[0]", "transB = 1")],
 )
-def test_gemm_couples_rows_and_columns(
-    shape: str, inner: str, outer: str, attributes: str
-) -> None:
+def test_gemm_couples_rows_and_columns(shape: str, inner: str, outer: str, attributes: str) -> None:
     network = model(GEMM % (shape, "3", attributes))
     assert coupled(network, "x[1]", inner) == straight(4)
     assert coupled(network, "h[1]", outer) == straight(3)

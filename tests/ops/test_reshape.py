@@ -95,9 +95,7 @@ def test_squeeze_and_unsqueeze_pass_the_other_axes_on() -> None:
 
 
 def test_expand_freezes_what_it_repeats() -> None:
-    network = model(
-        "(float[1, 5] x) => (float[3, 5] y) { a = Relu(x) y = Expand(a, s) }", s=[3, 1]
-    )
+    network = model("(float[1, 5] x) => (float[3, 5] y) { a = Relu(x) y = Expand(a, s) }", s=[3, 1])
     assert coupled(network, "a[1]", "y[1]") == straight(5)
     assert Reason.POSITIONS in frozen(network, "y[0]")
 
