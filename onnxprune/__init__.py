@@ -33,7 +33,7 @@ _HOMES = {
     "train": "onnxprune.training.run",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 (the names below are strings)
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

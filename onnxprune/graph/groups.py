@@ -306,13 +306,10 @@ def _groups(
     for start, stop in zip(starts, np.append(starts[1:], len(order)), strict=False):
         if holds[pattern[start:stop]].any():
             by_pattern.setdefault(pattern[start:stop].tobytes(), []).append(order[start:stop])
-    result = []
-    for units in by_pattern.values():
-        units.sort(key=_first)
-        table = np.stack(units)
-        if len(table) > 1:
-            result.append(_members(solver, table, axes, number[table[0]]))
-    return sorted(result, key=lambda members: solver.ids.offset[members[0].axis])
+    tables = [np.stack(sorted(units, key=_first)) for units in by_pattern.values()]  # (U, L) each
+    # By the axes alone, so that groups of one parameter keep their order when units go.
+    tables.sort(key=lambda table: number[table[0]].tolist())
+    return [_members(solver, table, axes, number[table[0]]) for table in tables if len(table) > 1]
 
 
 def _first(unit: Index) -> int:

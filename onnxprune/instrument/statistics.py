@@ -90,7 +90,10 @@ def _both(function: np.ufunc, a: Floats | None, b: Floats | None) -> Floats | No
 
 
 def attach(
-    model: ir.Model, axes: Iterable[Axis], observables: Iterable[Observable], ranks: Mapping[str, int]
+    model: ir.Model,
+    axes: Iterable[Axis],
+    observables: Iterable[Observable],
+    ranks: Mapping[str, int],
 ) -> tuple[ir.Model, Collector]:
     """A copy of `model` with statistics of the given axes as further outputs.
 

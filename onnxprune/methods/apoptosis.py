@@ -150,7 +150,9 @@ def apoptosis(
                 removed = _within_budget(options, removed, adapted.epsilon, most)
             if moment.limit is not None:
                 removed = _to_limit(options, removed, moment)
-        inexact = any(np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True))
+        inexact = any(
+            np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True)
+        )
         return replace(adapted, removed=inexact, low={}, high={}), _plan(options, removed)
 
     return Pruner(requires=_OBSERVED, init=init, observe=_observe, decide=decide, due=due)
@@ -166,9 +168,7 @@ def _observe(state: State, observations: Observations) -> State:
     return replace(state, low=low, high=high)
 
 
-def _adapt(
-    state: State, moment: Moment, *, risen: bool, growth: float, largest: float
-) -> State:
+def _adapt(state: State, moment: Moment, *, risen: bool, growth: float, largest: float) -> State:
     """Grow or shrink epsilon by what removals did to the loss; remember the lowest loss."""
     epsilon = state.epsilon
     if risen and state.removed:
@@ -191,7 +191,10 @@ def _options(state: State, moment: Moment) -> Iterator[_Options]:
         found = trace(moment.model, moment.analysis, group)
         axes.update(found.inputs if found is not None else ())
     seen = moment.probe(sorted(axes), _OBSERVED)
-    by_key = {view.key: view for view in views(moment.model, moment.analysis.shapes, moment.analysis.known)}
+    by_key = {
+        view.key: view
+        for view in views(moment.model, moment.analysis.shapes, moment.analysis.known)
+    }
     for group in groups:
         parts = readers(group, by_key, moment.analysis, seen)
         if parts is not None:
@@ -353,5 +356,3 @@ def _merge(option: _Options, unit: int) -> Merge:
 def _fold(option: _Options, unit: int) -> Fold:
     values = {axis: means[unit] for axis, means in option.fold.values.items()}
     return Fold(group=option.group.name, unit=unit, values=values)
-
-

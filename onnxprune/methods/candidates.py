@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Consumer, Floats, Group, Index, Mask, Observations
+from onnxprune.errors import MissingObservationError
 from onnxprune.graph.consumers import absorber, outgoing
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.traces import trace
@@ -53,13 +54,13 @@ def readers(
     for consumer in group.consumers:
         view = views[consumer.node]
         how = absorber(view, consumer)
-        window = seen.get(consumer.axis)
-        if how is None or window is None or window.square is None or not window.count:
+        if how is None or consumer.axis not in seen:
             return None
+        _, square, _, _ = _observed(seen, consumer.axis)
         strength = np.sqrt((outgoing(view, how).astype(np.float64) ** 2).sum(axis=(1, 2)))
         index = group.member(consumer.axis).index
         padded = _border(analysis, consumer) if how.padded else 0.0
-        power = float((strength**2 * window.square / window.count).sum())
+        power = float((strength**2 * square).sum())
         result.append(
             Reader(
                 consumer=consumer,
@@ -70,6 +71,19 @@ def readers(
             )
         )
     return result or None
+
+
+def _observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Floats]:
+    """Mean, mean square, smallest and largest value per index of `axis`, each (C,)."""
+    window = seen[axis]
+    total, square, low, high = window.total, window.square, window.low, window.high
+    if total is None or square is None or low is None or high is None:
+        raise MissingObservationError(
+            f"{axis}: mean, variance and range are needed; observe RANGE, MEAN and VARIANCE",
+            axis=axis,
+        )
+    count = max(window.count, 1)
+    return total / count, square / count, low, high
 
 
 def _border(analysis: Analysis, consumer: Consumer) -> float:
@@ -103,13 +117,10 @@ def foldings(parts: list[Reader], seen: Observations) -> Folding:
     exact = np.ones(count, np.bool_)
     values: dict[Axis, Floats] = {}
     for part in parts:
-        window = seen[part.consumer.axis]
-        assert window.total is not None and window.square is not None
-        assert window.low is not None and window.high is not None
-        low, high = window.low[part.index], window.high[part.index]
-        mean = np.clip(window.total[part.index] / window.count, low, high)
+        mean, square, low, high = (row[part.index] for row in _observed(seen, part.consumer.axis))
+        mean = np.clip(mean, low, high)
         constant = low == high
-        variance = np.maximum(window.square[part.index] / window.count - mean**2, 0.0)
+        variance = np.maximum(square - mean**2, 0.0)
         variance[constant] = 0.0
         variance += part.padded * mean**2
         deviation = np.maximum(high - mean, mean - low)
@@ -186,11 +197,10 @@ def _reach(found: Trace, seen: Observations) -> tuple[float, float]:
     typical = largest = 0.0
     channels = 0
     for axis in found.inputs:
-        window = seen[axis]
-        assert window.square is not None and window.low is not None and window.high is not None
-        channels += len(window.square)
-        typical += float((window.square / window.count).sum())
-        largest += float(np.maximum(window.low**2, window.high**2).sum())
+        _, square, low, high = _observed(seen, axis)
+        channels += len(square)
+        typical += float(square.sum())
+        largest += float(np.maximum(low**2, high**2).sum())
     positions = max(found.rows.shape[1] // channels, 1)
     return float(np.sqrt(1 + positions * typical)), float(np.sqrt(1 + positions * largest))
 

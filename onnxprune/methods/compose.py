@@ -1,7 +1,7 @@
 """The interface of a pruning method: a pair of pure functions over plain data, and a decision.
 
-A method asks for observations, folds them into its state, and now and then decides on a plan. What it
-cannot know from the graph and the weights it learns from a `Moment`.
+A method asks for observations, folds them into its state, and now and then decides on a plan. What
+it cannot know from the graph and the weights it learns from a `Moment`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ it does so when a session is opened, not when it is imported.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,6 +109,7 @@ def check_runtime(*, training: bool) -> None:
         )
 
 
+@functools.cache
 def _installed() -> list[str]:
     found = []
     for name in _DISTRIBUTIONS:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnxprune.base import Array
 from onnxprune.data import TARGET, Split, batches
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.losses import Objective
+from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.metrics import area_under_curve, loss, metric_for
 
 __all__ = ["better", "evaluate", "main_metric", "model_metrics"]

@@ -74,12 +74,13 @@ class _Mark:
 
 def learning_rate(config: RunConfig, steps: int) -> Callable[[int], float]:
     """Step -> learning rate over the whole run; "step" falls to a tenth at 1/2 and 3/4."""
-    schedule = {
+    known: dict[str, Callable[[], schedules.Schedule]] = {
         "constant": schedules.constant,
         "cosine": lambda: schedules.cosine(steps),
         "one-cycle": lambda: schedules.one_cycle(steps),
         "step": lambda: schedules.step([steps // 2, steps * 3 // 4]),
-    }[config.schedule]()
+    }
+    schedule = known[config.schedule]()
     return lambda step: config.rate * schedule(step)
 
 
@@ -117,6 +118,8 @@ class Loop:
         self.baseline: float | None = None
         self.best: _Mark | None = None
         self.good: _Mark | None = None
+        self.last: _Mark | None = None
+        self.metric_name = ""
         self.stale = 0
         self.notes: list[str] = []
         self.round: Round | None = None
@@ -292,17 +295,15 @@ class Loop:
         else:
             self.stale += 1
         self.last = mark
-        drop = self.problem.config.max_drop
-        if drop is not None and self.baseline is not None:
-            if better(metric[0], metric[1], self.baseline) >= -drop:
-                self.good = mark
+        if not self._has_dropped():
+            self.good = mark
 
     def _has_dropped(self) -> bool:
         """Whether the last evaluation fell by more than the user allows."""
-        drop, last = self.problem.config.max_drop, getattr(self, "last", None)
-        if drop is None or last is None or self.baseline is None:
+        drop = self.problem.config.max_drop
+        if drop is None or self.last is None or self.baseline is None:
             return False
-        return better(self.metric_name, last.metric, self.baseline) < -drop
+        return better(self.metric_name, self.last.metric, self.baseline) < -drop
 
     def _is_finished(self, epoch: int) -> bool:
         patience = self.problem.config.patience

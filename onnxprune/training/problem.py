@@ -1,4 +1,4 @@
-"""What a run is about: model, data, loss and device brought together and checked before it starts."""
+"""What a run is about: model, data, loss and device, brought together and checked."""
 
 from __future__ import annotations
 
@@ -156,6 +156,7 @@ def _shaped(model: ir.Model, shapes: Mapping[str, Sizes]) -> ir.Model:
     copy = model.clone()
     for node in copy.graph:
         for value in node.outputs:
-            if value.name in shapes:
-                value.shape = ir.Shape(list(shapes[value.name]))
+            sizes = shapes.get(value.name or "")
+            if sizes is not None:
+                value.shape = ir.Shape(list(sizes))
     return copy

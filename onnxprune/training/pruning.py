@@ -137,13 +137,9 @@ def apply(
 ) -> tuple[Stage, Pruned]:
     """The stage after `plan`, verified on `feeds`, and the record of it."""
     started = time.perf_counter()
-    checked = checked_prune(
-        stage.current(), stage.analysis, plan, feeds, device=problem.device
-    )
+    checked = checked_prune(stage.current(), stage.analysis, plan, feeds, device=problem.device)
     after = _next(problem, stage, checked)
-    removed = {
-        name: int(np.count_nonzero(~mask)) for name, mask in checked.plan.keep.items()
-    }
+    removed = {name: int(np.count_nonzero(~mask)) for name, mask in checked.plan.keep.items()}
     return after, Pruned(
         step=stage.snapshot.step,
         removed={name: count for name, count in removed.items() if count},
@@ -171,9 +167,7 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     before = set(constants(stage.model))
     trained_before = set(stage.snapshot.parameters)
     parameters = {
-        name: _array(values[name])
-        for name in names
-        if name in trained_before or name not in before
+        name: _array(values[name]) for name in names if name in trained_before or name not in before
     }
     state = {name: take(name, array, kept) for name, array in stage.snapshot.state.items()}
     moments = take_moments(stage.snapshot.moments, kept, parameters)

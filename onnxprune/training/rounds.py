@@ -6,7 +6,7 @@ when it begins and thrown away when it ends; only the snapshot goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -95,14 +95,14 @@ def _differentiated(copy: TrainingCopy, names: Sequence[str]) -> GradientGraph:
 
 def update_graph(config: RunConfig, graph: GradientGraph, snapshot: Snapshot) -> UpdateGraph:
     """The optimizer step for what `graph` trains."""
-    rule = {
+    known: dict[str, Callable[[], rules.Rule]] = {
         "sgd": rules.sgd,
         "momentum": lambda: rules.momentum(mu=config.momentum),
         "adam": rules.adam,
         "adamw": rules.adamw,
-    }[config.optimizer]()
+    }
     return build_update(
-        rule,
+        known[config.optimizer](),
         {name: snapshot.parameters[name].shape for name in graph.parameters},
         state={name: snapshot.state[name].shape for name in graph.state},
         clip_norm=config.clip,

@@ -193,11 +193,11 @@ def _report(
         for each, analysis, taken in zip(models, analyses, times, strict=True)
     ]
     goal = problem.config.goal
-    achieved = None
-    reached = None
+    achieved = reached = None
     if goal is not None:
-        now, before = (size(goal.kind, m, a) for m, a in zip(models[::-1], analyses[::-1], strict=True))
-        achieved, reached = now / before, now <= goal.limit(before)
+        before = size(goal.kind, problem.model, stage.analysis)
+        left = size(goal.kind, result, outcome.stage.analysis)
+        achieved, reached = left / before, left <= goal.limit(before)
     return Report(
         model=os.fspath(path),
         output=os.fspath(target),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -120,7 +120,9 @@ class Session:
         for name, (source, target) in graph.carried.items():
             buffers[source] = _next(name)
             outputs[target] = _state(name)
-        runner = Runner(graph.model, self.device, optimize=False)
+        # Elementwise work gains little from more threads, and a second pool of spinning threads
+        # takes the cores from the step graph (LeNet-5: 12.5 against 7.9 ms a step).
+        runner = Runner(graph.model, replace(self.device, threads=1), optimize=False)
         return Bound(runner, self._store, inputs=buffers, outputs=outputs)
 
     def _bind_evaluation(self, model: ir.Model) -> Bound:
