@@ -235,7 +235,7 @@ def node_key(node: ir.Node) -> str:
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """The array behind an initializer or a Constant node; None when the value is computed.
+    """The array behind an initializer, a Constant node or an Identity of them; else None.
 
     An initializer that is also a graph input is a default the caller may override since IR 4, but
     exporters mean a weight by it, and so do we.
@@ -244,6 +244,9 @@ def constant(value: ir.Value | None) -> Array | None:
         return None
     if value.const_value is not None:
         return value.const_value.numpy()
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Identity":
+        return constant(producer.inputs[0])
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
 

@@ -7,12 +7,13 @@ last value, and leaves things alone where it does not fit. So examples shrink to
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from onnxprune.base import Array, Fold, Group, Merge, Plan
+from onnxprune.base import Array, Axis, Fold, Group, Merge, Plan
 from onnxprune.emit import Emitter
 from onnxprune.graph.consumers import absorber
 from onnxprune.graph.couplings import views
@@ -40,7 +41,7 @@ class Sketch:
     def pick(self, *options: int) -> int:
         return int(self.rng.choice(options))
 
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return self.emit.op(op_type, *inputs, **attributes)
 
     def layer(self, x: ir.Value, width: int, *, inputs: int | None = None) -> ir.Value:
@@ -305,10 +306,9 @@ def random_plan(model: ir.Model, analysis: Analysis, seed: int, *, exchange: boo
 
 def _fold(group: Group, unit: int, rng: np.random.Generator) -> Fold:
     axes = {consumer.axis for consumer in group.consumers}
-    values: dict[object, Array] = {
-        axis: rng.normal(size=group.member(axis).index.shape[1]) for axis in axes
-    }
-    return Fold(group=group.name, unit=unit, values=values)  # type: ignore[arg-type]
+    sizes = {axis: group.member(axis).index.shape[1] for axis in axes}
+    values: dict[Axis, Array] = {axis: rng.normal(size=(size,)) for axis, size in sizes.items()}
+    return Fold(group=group.name, unit=unit, values=values)
 
 
 def _merge(group: Group, victim: int, survivor: int, rng: np.random.Generator) -> Merge:

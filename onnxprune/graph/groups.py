@@ -306,14 +306,16 @@ def _groups(
     for start, stop in zip(starts, np.append(starts[1:], len(order)), strict=False):
         if holds[pattern[start:stop]].any():
             by_pattern.setdefault(pattern[start:stop].tobytes(), []).append(order[start:stop])
-    tables = [np.stack(sorted(units, key=_first)) for units in by_pattern.values()]  # (U, L) each
+    tables = [_table(units) for units in by_pattern.values()]
     # By the axes alone, so that groups of one parameter keep their order when units go.
     tables.sort(key=lambda table: number[table[0]].tolist())
     return [_members(solver, table, axes, number[table[0]]) for table in tables if len(table) > 1]
 
 
-def _first(unit: Index) -> int:
-    return int(unit.min())
+def _table(units: list[Index]) -> Index:
+    """The ids (U, L) of units that occupy the same axes, in the order of their first."""
+    units.sort(key=lambda unit: int(unit.min()))
+    return np.stack(units)
 
 
 def _is_virtual(axis: Axis) -> bool:

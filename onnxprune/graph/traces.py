@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Group, Index
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
+from onnxprune.model import constant
 from onnxprune.ops.registry import TRACES, View
 from onnxprune.ops.trace import Trace, TraceView, combined
 
@@ -29,7 +30,7 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
     values = {axis.value for axis in index}
     found: dict[str, Trace | None] = {}
     for view in views(model, analysis.shapes, analysis.known):
-        names = {value.name for value in view.node.outputs}
+        names = {value.name for value in view.node.outputs if constant(value) is None}
         if names & values and not names <= set(found):
             result = _apply(view, found, index)
             found.update({name or "": result for name in names if name in values})

@@ -1,7 +1,7 @@
 """Statistics inside the graph: reductions whose results, one vector per axis, leave the session.
 
-`attach` adds them to a model; `Collector` names the outputs and folds what comes out, batch by batch,
-into `base.Window`s. The model they are added to is a derived one and is thrown away afterwards.
+`attach` adds them to a model; `Collector` names the outputs and folds what comes out, batch by
+batch, into `base.Window`s. The model they are added to is a derived one, thrown away afterwards.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """Adaptive neuron apoptosis: redundant units leave while the network trains.
 
-Reconstructed. Siegel, Daily and Vishnu, "Adaptive Neuron Apoptosis for Accelerating Deep Learning on
-Large Scale Systems", IEEE BigData 2016 (arXiv 1610.00790), remove neurons that do not contribute to
-learning, during training, for several neuron types, with bounded loss of accuracy and an adaptive
-schedule. The redundancy test, thresholds and schedule of the paper were not available to us; the ones
-here follow from first principles and are ours:
+Reconstructed. Siegel, Daily and Vishnu, "Adaptive Neuron Apoptosis for Accelerating Deep Learning
+on Large Scale Systems", IEEE BigData 2016 (arXiv 1610.00790), remove neurons that do not contribute
+to learning, during training, for several neuron types, with bounded loss of accuracy and an
+adaptive schedule. The redundancy test, thresholds and schedule of the paper were not available to
+us; the ones here follow from first principles and are ours:
 
 * A unit is redundant when it is constant at all its consumers (dead or saturated, whatever the
   activation), c_j: its contribution v_j c_j goes into their biases. Or when it is parallel to
   another one, u_j = c u_i: its outgoing weights are added to the other's, v_i += c v_j.
-* Both are exact when they hold exactly. Otherwise the error of a removal is known (see `candidates`),
+* Both are exact when they hold exactly. Otherwise the error of a removal is known (`candidates`),
   and a check removes the cheapest units of each group until their errors, added in squares, reach
   the budget epsilon.
 * Adaptive: a check compares the smoothed loss with the lowest one of all checks so far. If it has

@@ -94,7 +94,9 @@ class Edit:
 
     @staticmethod
     def _writable(value: ir.Value) -> bool:
-        return constant(value) is not None and not value.is_graph_output()
+        producer = value.producer()
+        own = producer is None or producer.op_type == "Constant"
+        return own and constant(value) is not None and not value.is_graph_output()
 
     def initializer(self, name: str, array: Array) -> ir.Value:
         """A new initializer named `name`, or `name` with a number when that is taken."""

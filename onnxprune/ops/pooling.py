@@ -17,9 +17,12 @@ def pool(view: View) -> Iterator[Fact]:
     """Couple batch and channels one to one; positions keep their sizes.
 
     Forward:  y[n, c, o] = reduce of x[n, c, window(o)]
-    Couples:  x.N <-> y.N;  x.C <-> y.C
+    Couples:  x.N <-> y.N;  x.C <-> y.C. MaxPool's second output counts positions through all
+              channels, so that whoever reads it needs them all
     """
     x = view.input(0)
+    if any(output.uses() for output in view.node.outputs[1:]):
+        yield from view.fixed(x, 1)
     for output in view.node.outputs:
         if output.name:
             yield from view.equal(view.axis(x, 0), view.axis(output, 0))

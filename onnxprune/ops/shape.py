@@ -7,24 +7,35 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Ends, Fact, Mask
+from onnxprune.base import Ends, Fact, Mask, Reason
 from onnxprune.model import constant
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import View, couples, resizes
 
 
-@couples("Shape", "Size")
+@couples("Shape")
 def shape(view: View) -> Iterator[Fact]:
     """Any axis of x may change: what was computed from its size stays as it was (see `pin`).
 
     Forward:  y = sizes of x
-    Couples:  nothing; the list of sizes itself has one entry per axis
+    Couples:  nothing; the list of sizes itself has one entry per axis. Where the list is an output
+              of the graph, x keeps its sizes
     """
-    x = view.input(0)
-    for position in range(len(view.shape(x))):
+    x, y = view.input(0), view.output()
+    positions = range(len(view.shape(x)))
+    if y.is_graph_output():
+        yield from view.fixed(x, *positions, reason=Reason.GRAPH_OUTPUT)
+    for position in positions:
         yield Ends(view.axis(x, position), reads=False)
-    if len(view.shape(view.output())):
-        yield from view.fixed(view.output(), 0)
+    if len(view.shape(y)):
+        yield from view.fixed(y, 0)
+
+
+@couples("Size")
+def size(view: View) -> Iterator[Fact]:
+    """Freeze x: how many elements it has cannot be put right afterwards."""
+    x = view.input(0)
+    yield from view.fixed(x, *range(len(view.shape(x))))
 
 
 @resizes("Shape")

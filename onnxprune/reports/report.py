@@ -44,6 +44,8 @@ class Report:
         before, after: their sizes.
         exact, bounded: removed units that changed nothing, and something.
         steps, seconds: optimizer steps done, and how long all of it took.
+        training_seconds: of these, from the first step to the last, removals and evaluations on
+            validation data included.
         target: what was asked for ("params=30%"), None when nothing was.
         achieved: the share in [0, 1] of the target's parameters or MACs that remains, None
             without a target.
@@ -60,6 +62,7 @@ class Report:
     bounded: int = 0
     steps: int = 0
     seconds: float = 0.0
+    training_seconds: float = 0.0
     target: str | None = None
     achieved: float | None = None
     reached: bool | None = None

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Changing the user's graph: slicing, compensation, the reference to verify against."""

@@ -7,6 +7,7 @@ running out) leaves the last whole stage.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,7 @@ class Outcome:
         stage: the model to keep.
         exact, bounded: units removed.
         steps: optimizer steps done.
+        seconds: that took.
         notes: why it ended early, what was put back.
     """
 
@@ -55,6 +57,7 @@ class Outcome:
     exact: int
     bounded: int
     steps: int
+    seconds: float
     notes: tuple[str, ...]
 
 
@@ -137,6 +140,7 @@ class Loop:
         """
         if baseline is not None:
             self.baseline = main_metric(baseline)[1]
+        started = time.perf_counter()
         self.round = self._open()
         try:
             for epoch in range(1, self.problem.config.epochs + 1):
@@ -149,9 +153,9 @@ class Loop:
             self.best = None
         finally:
             self.round.session.close()
-        return self._outcome()
+        return self._outcome(time.perf_counter() - started)
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, seconds: float) -> Outcome:
         stage, steps = self.stage, self.stage.snapshot.step
         if self.best is not None:
             stage = self.best.stage
@@ -165,6 +169,7 @@ class Loop:
             exact=self.exact,
             bounded=self.bounded,
             steps=steps,
+            seconds=seconds,
             notes=tuple(self.notes),
         )
 

@@ -23,6 +23,7 @@ from onnxprune.data import (
 from onnxprune.graph.shapes import settle, with_input_shapes
 from onnxprune.model import load, model_input
 from onnxprune.ops.registry import Sizes
+from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
 from onnxprune.training.losses import Objective, resolve
@@ -96,7 +97,7 @@ def pose(
         ConfigError: no way to tell what to train, or an impossible option.
     """
     sizes = {name: tuple(shape) for name, shape in config.input_shapes.items()}
-    model = with_input_shapes(load(path), sizes)
+    model = untie(with_input_shapes(load(path), sizes))
     fitted = fit_data(model, data, validation, config)
     shapes, _ = settle(model)
     objective = resolve(

@@ -207,6 +207,7 @@ def _report(
         bounded=outcome.bounded,
         steps=outcome.steps,
         seconds=time.perf_counter() - started,
+        training_seconds=outcome.seconds,
         target=problem.config.target,
         achieved=achieved,
         reached=reached,

@@ -109,10 +109,46 @@ def test_topk_couples_both_outputs_beside_its_axis() -> None:
 def test_shape_reads_no_values_and_ends_every_axis() -> None:
     network = model("""(float[N, 3] x) => (int64[2] y) <float[3, 4] w> {
         h = MatMul(x, w)
-        y = Shape(h)
+        s = Shape(h)
+        y = Neg(s)
     }""")
     assert {"h[0]", "h[1]"} <= ended(network)
     assert analyze(network).groups[0].consumers == ()
+
+
+def test_sizes_that_the_graph_puts_out_stay() -> None:
+    network = model("""(float[N, 3] x) => (float[N, 2] y, int64[2] s)
+    <float[3, 4] w, float[4, 2] v> {
+        h = MatMul(x, w)
+        s = Shape(h)
+        y = MatMul(h, v)
+    }""")
+    assert Reason.GRAPH_OUTPUT in frozen(network, "h[1]")
+    assert group_members(network) == []
+
+
+def test_a_value_whose_elements_are_counted_keeps_its_sizes() -> None:
+    network = model("""(float[N, 3] x) => (float[N, 2] y) <float[3, 4] w, float[4, 2] v> {
+        h = MatMul(x, w)
+        s = Size(h)
+        c = Cast<to = 1>(s)
+        z = MatMul(h, v)
+        y = Mul(z, c)
+    }""")
+    assert group_members(network) == []
+
+
+@pytest.mark.parametrize(("reader", "count"), [("", 1), ("j = Cast<to = 1>(i)", 0)])
+def test_indices_of_a_max_pool_count_through_all_channels(reader: str, count: int) -> None:
+    network = model(f"""(float[N, 3, 4, 4] x) => (float[N, 2] y)
+    <float[4, 3, 1, 1] w, float[4, 2] v> {{
+        h = Conv(x, w)
+        p, i = MaxPool<kernel_shape = [4, 4]>(h)
+        {reader}
+        f = Flatten(p)
+        y = MatMul(f, v)
+    }}""")
+    assert len(group_members(network)) == count
 
 
 def test_generated_values_keep_their_sizes() -> None:

@@ -204,19 +204,14 @@ def test_a_fold_into_an_unpadded_conv_makes_a_bias() -> None:
 
 @pytest.mark.ort
 def test_a_fold_into_a_padded_conv_fills_the_padding_too() -> None:
-    network = model(CONVS % ("3, 3", "pads = [1, 1, 1, 1]"))
+    text = (CONVS % ("3, 3", "pads = [1, 1, 1, 1]")).replace("(x, w)", "(x, w, b)")
+    w = np.random.default_rng(0).normal(size=(4, 3, 1, 1)).astype(np.float32)
+    w[2] = 0  # the unit is 0.5 everywhere, but 0 stands beside it in the padding
+    network = model(text, w=w, b=np.array([0, 0, 0.5, 0], np.float32))
     analysis = analyze(network)
     plan = Plan(keep=keeping(analysis, 0, 1, 3), folds=(folded(analysis, 2, 0.5),))
     smaller = agreeing(network, analysis, plan, tolerance=1e-5)
-    found = Runner(smaller).run(feeds(network))["y"]
-    # With the constant at the input, the zeros beside it would remain: equal inside only.
-    wide = model(CONVS % ("3, 3", "pads = [1, 1, 1, 1]"))
-    w = array(wide, "w").copy()
-    w[2] = 0
-    values = {name: array(wide, name) for name in ("v",)}
-    text = (CONVS % ("3, 3", "pads = [1, 1, 1, 1]")).replace("(x, w)", "(x, w, b)")
-    constant = model(text, w=w, b=np.array([0, 0, 0.5, 0], np.float32), **values)
-    expected = Runner(constant).run(feeds(network))["y"]
+    expected, found = (Runner(m).run(feeds(network))["y"] for m in (network, smaller))
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     np.testing.assert_allclose(found[inside], expected[inside], rtol=1e-4, atol=1e-5)
     assert np.abs(found - expected).max() > 0.01
@@ -380,3 +375,22 @@ def test_kept_indices_are_in_the_old_numbering() -> None:
     result = prune(network, analysis, Plan(keep=keeping(analysis, 1, 3)))
     assert result.kept[Axis("w", 1)].tolist() == [1, 3]
     assert result.kept[Axis("v", 0)].tolist() == [1, 3]
+
+
+def test_groups_of_one_parameter_keep_their_names_when_units_go() -> None:
+    network = model(
+        """(float[N, 3] x) => (float[N, 2] y, float[N, 2] z)
+        <float[3, 6] w, float[3, 2] v, float[6, 2] u> {
+            h = MatMul(x, w)
+            a = Gather<axis = 1>(h, even)
+            y = MatMul(a, v)
+            z = MatMul(h, u)
+        }""",
+        even=[0, 2, 4],
+    )
+    before = analyze(network)
+    taken = next(group for group in before.groups if group.member(Axis("h", 1)).index[0] == 0)
+    smaller = prune(network, before, Plan(keep=keeping(before, 1, 2, group=taken.name))).model
+    after = analyze(smaller)
+    assert [group.name for group in after.groups] == [group.name for group in before.groups]
+    assert after.group(taken.name).size == 2  # though the other group now has the first unit
