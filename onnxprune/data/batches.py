@@ -20,6 +20,7 @@ from onnxprune.errors import ConfigError, DataError
 __all__ = ["batches", "split_validation"]
 
 _AHEAD = 3  # batches that wait ready; more would only cost memory
+_SMALL = 1 << 18  # bytes; converting less than this is faster than waking a thread for it
 _POLL = 0.05  # seconds after which a blocked thread looks whether it is still wanted
 
 
@@ -53,7 +54,14 @@ def batches(
         )
     order = np.arange(count) if rng is None else rng.permutation(count)
     stop = count - count % size if drop_last else count
-    return _prefetched(split, [order[start : start + size] for start in range(0, stop, size)])
+    chunks = [order[start : start + size] for start in range(0, stop, size)]
+    if _batch_bytes(split, chunks[0]) < _SMALL:
+        return (split.batch(chunk) for chunk in chunks)
+    return _prefetched(split, chunks)
+
+
+def _batch_bytes(split: Split, chunk: Index) -> int:
+    return sum(array.nbytes for array in split.batch(chunk[:1]).values()) * len(chunk)
 
 
 def _prefetched(split: Split, chunks: list[Index]) -> Iterator[dict[str, Array]]:

@@ -16,6 +16,7 @@ us; the ones here follow from first principles and are ours:
   not risen by more than `tolerance`, epsilon grows by `growth`; else it shrinks by as much and only
   exact removals follow until the network has recovered. (Comparing with the last check alone would
   let the loss climb in small steps.)
+* A check that finds nothing to remove doubles the time to the next one.
 * With a target, each check removes at least what a cubic schedule asks for, cheapest error per
   parameter first over all groups; once the target is reached, only exact removals follow.
 """
@@ -58,7 +59,9 @@ class State:
 
     Attributes:
         epsilon: allowed relative change of a consumer's pre-activation per check and group.
-        interval: steps between checks.
+        interval: steps between checks, as long as they remove something.
+        wait: steps from the last check to the next: the interval, doubled by every check that
+            found nothing to remove.
         next: step of the next check.
         reference: lowest smoothed loss at any check; NaN before the first.
         removed: whether anything went inexactly since epsilon was last changed.
@@ -67,6 +70,7 @@ class State:
 
     epsilon: float
     interval: int
+    wait: int
     next: int
     reference: float = math.nan
     removed: bool = False
@@ -112,7 +116,6 @@ def apoptosis(
     tolerance: float = 0.05,
     slack: float = 0.02,
     most: float = 0.5,
-    checks: int = 30,
     until: float = 0.5,
 ) -> Pruner:
     """Adaptive neuron apoptosis (reconstructed; see the module).
@@ -125,14 +128,12 @@ def apoptosis(
         slack: rise of the loss, as a share of the best constant prediction's, that still counts as
             none.
         most: largest share of a group's units that one check removes, in (0, 1].
-        checks: how many checks a run has when no interval is given.
         until: share of the run after which only exact removals follow, in (0, 1].
     """
 
-    def init(analysis: Analysis, steps: int, interval: int | None) -> State:
+    def init(analysis: Analysis, interval: int) -> State:
         del analysis
-        every = interval or max(steps // checks, 1)
-        return State(epsilon=epsilon, interval=every, next=every)
+        return State(epsilon=epsilon, interval=interval, wait=interval, next=interval)
 
     def due(state: State, step: int) -> bool:
         return step >= state.next
@@ -153,7 +154,10 @@ def apoptosis(
         inexact = any(
             np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True)
         )
-        return replace(adapted, removed=inexact, low={}, high={}), _plan(options, removed)
+        plan = _plan(options, removed)
+        wait = state.interval if plan is not None or (risen and open_end) else 2 * state.wait
+        after = replace(adapted, removed=inexact, wait=wait, next=moment.step + wait)
+        return replace(after, low={}, high={}), plan
 
     return Pruner(requires=_OBSERVED, init=init, observe=_observe, decide=decide, due=due)
 
@@ -178,7 +182,6 @@ def _adapt(state: State, moment: Moment, *, risen: bool, growth: float, largest:
     return replace(
         state,
         epsilon=epsilon,
-        next=moment.step + state.interval,
         reference=float(np.fmin(state.reference, moment.loss)),
     )
 

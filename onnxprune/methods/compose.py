@@ -65,14 +65,14 @@ class Pruner(NamedTuple):
 
     Attributes:
         requires: what `observe` wants to see of the groups' consumers during training.
-        init: (analysis, steps, interval) -> state.
+        init: (analysis, steps between decisions) -> state.
         observe: (state, observations of one step) -> state; cheap and pure.
         decide: (state, moment) -> (state, plan or None); called when `due`.
         due: (state, step) -> whether to call `decide` now.
     """
 
     requires: frozenset[Observable]
-    init: Callable[[Analysis, int, int | None], State]
+    init: Callable[[Analysis, int], State]
     observe: Callable[[State, Observations], State]
     decide: Callable[[State, Moment], tuple[State, Plan | None]]
     due: Callable[[State, int], bool]

@@ -1,8 +1,9 @@
 """Initializers that exporters merged because they were equal, given back to their readers.
 
-TorchScript keeps one copy of equal initializers: in a freshly made network one vector of ones scales
-ten unrelated normalizations. Left shared, all of them would have to lose the same channels. Vectors
-of one repeated number are given back to each reader; weights that are really shared stay shared.
+TorchScript keeps one copy of equal initializers: in a freshly made network one vector of ones
+scales ten unrelated normalizations. Left shared, all of them would have to lose the same channels.
+Vectors of one repeated number are given back to each reader; weights that are really shared stay
+shared.
 """
 
 from __future__ import annotations

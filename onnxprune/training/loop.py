@@ -36,6 +36,7 @@ from onnxprune.updates import schedules
 __all__ = ["Loop", "Outcome"]
 
 _OBSERVE_EVERY = 16  # steps; an observing step costs up to half a step more
+_CHECKS = 30  # a run has by default, as long as they find something to remove
 _REPORT_EVERY = 20  # steps
 _SMOOTHING = 0.98  # of the loss, per step
 _VERIFIED = 64  # examples a removal is verified on
@@ -112,10 +113,9 @@ class Loop:
         }
         self.rng = {name: stream(config.seed, name) for name in ("order", "probe", "verification")}
         self.state: Any = None
-        self.interval = config.prune_interval or 0
+        self.interval = config.prune_interval or max(self.steps // _CHECKS, 1)
         if pruner is not None:
-            self.state = pruner.init(stage.analysis, self.steps, config.prune_interval)
-            self.interval = getattr(self.state, "interval", self.interval)
+            self.state = pruner.init(stage.analysis, self.interval)
         self.loss = math.nan
         self.exact = self.bounded = 0
         self.baseline: float | None = None
@@ -148,11 +148,11 @@ class Loop:
                 if self._is_finished(epoch):
                     break
         except KeyboardInterrupt:
-            self.notes.append(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
             self._sync()
             self.best = None
+            self.notes.append(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
         finally:
-            self.round.session.close()
+            self._close()
         return self._outcome(time.perf_counter() - started)
 
     def _outcome(self, seconds: float) -> Outcome:
@@ -186,9 +186,15 @@ class Loop:
         )
 
     def _sync(self) -> None:
-        """Bring the snapshot of the stage up to date with the session."""
-        assert self.round is not None
-        self.stage = replace(self.stage, snapshot=self.round.session.snapshot())
+        """Bring the snapshot of the stage up to date with the session, where there is one."""
+        if self.round is not None:
+            self.stage = replace(self.stage, snapshot=self.round.session.snapshot())
+
+    def _close(self) -> None:
+        """End the round; from here on the stage alone holds the numbers."""
+        if self.round is not None:
+            round_, self.round = self.round, None
+            round_.session.close()
 
     # --- one epoch -------------------------------------------------------------------------------
 
@@ -256,7 +262,7 @@ class Loop:
         self.emit(record)
         if stage is self.stage:
             return
-        self.round.session.close()
+        self._close()
         self.stage = stage
         self.exact, self.bounded = self.exact + record.exact, self.bounded + record.bounded
         self.best, self.stale = None, 0

@@ -28,7 +28,7 @@ from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
 from onnxprune.training.losses import Objective, resolve
 
-__all__ = ["Problem", "pose", "stream"]
+__all__ = ["Problem", "fit_data", "pose", "sized", "stream"]
 
 _STREAMS = ("validation", "order", "probe", "verification")
 
@@ -96,10 +96,9 @@ def pose(
         DataError: the data does not fit the model or the loss.
         ConfigError: no way to tell what to train, or an impossible option.
     """
-    sizes = {name: tuple(shape) for name, shape in config.input_shapes.items()}
-    model = untie(with_input_shapes(load(path), sizes))
+    model = untie(load(path))
     fitted = fit_data(model, data, validation, config)
-    shapes, _ = settle(model)
+    shapes, _ = settle(sized(model, config))
     objective = resolve(
         _shaped(model, shapes), config.output_name, config.loss, fitted.train.target
     )
@@ -130,6 +129,12 @@ def pose(
         device=Device(provider=config.provider, threads=config.threads),
         notes=notes,
     )
+
+
+def sized(model: ir.Model, config: RunConfig) -> ir.Model:
+    """A copy for analysis, with the input sizes that the user gave; `model` if there are none."""
+    sizes = {name: tuple(shape) for name, shape in config.input_shapes.items()}
+    return with_input_shapes(model, sizes)
 
 
 def fit_data(model: ir.Model, data: Source, validation: Source | None, config: RunConfig) -> Data:

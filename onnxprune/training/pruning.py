@@ -24,7 +24,7 @@ from onnxprune.rewrite.prune import take, take_moments
 from onnxprune.runtime.session import Runner
 from onnxprune.training.config import RunConfig
 from onnxprune.training.lowering import evaluation_copy
-from onnxprune.training.problem import Problem
+from onnxprune.training.problem import Problem, sized
 from onnxprune.training.rounds import written
 
 __all__ = ["Stage", "apply", "limit_at", "moment", "removable", "sample_size", "size"]
@@ -56,7 +56,7 @@ class Stage:
 
 def removable(model: ir.Model, config: RunConfig) -> Analysis:
     """The analysis without the groups that the user keeps."""
-    analysis = analyze(model)
+    analysis = analyze(sized(model, config))
     if config.keep is None:
         return analysis
     pattern = re.compile(config.keep)
