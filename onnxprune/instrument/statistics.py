@@ -177,11 +177,8 @@ class _Builder:
         """1 where `value` is not zero, else 0."""
         name = value.name or ""
         if name not in self.indicators:
-            dtype = (value.dtype or ir.DataType.FLOAT).numpy()
-            zero = self._constant(f"onnxprune/zero/{dtype}", np.zeros((), dtype))
-            same = self._append("Equal", [value, zero], f"{name}/is_zero")
-            other = self._append("Not", [same], f"{name}/is_active")
-            self.indicators[name] = self._append(
-                "Cast", [other], f"{name}/active", to=int(ir.DataType.from_numpy(np.dtype(dtype)))
-            )
+            dtype = value.dtype or ir.DataType.FLOAT
+            # Equal takes floats since opset 11 only, Cast to bool has always meant "not zero".
+            active = self._append("Cast", [value], f"{name}/is_active", to=int(ir.DataType.BOOL))
+            self.indicators[name] = self._append("Cast", [active], f"{name}/active", to=int(dtype))
         return self.indicators[name]

@@ -143,20 +143,25 @@ def apoptosis(
         risen = moment.loss > allowed
         adapted = _adapt(state, moment, risen=risen, growth=growth, largest=largest)
         options = list(_options(state, moment))
-        open_end = moment.step <= until * moment.steps
+        deadline = int(until * moment.steps)
+        open_end = moment.step <= deadline
         reached = moment.limit is not None and _size(moment, {}) <= moment.limit.final
         removed = _exact(options)
         if open_end and not reached:
             if not risen:
                 removed = _within_budget(options, removed, adapted.epsilon, most)
             if moment.limit is not None:
-                removed = _to_limit(options, removed, moment)
+                allowance = moment.limit.final if moment.step == deadline else moment.limit.now
+                removed = _to_limit(options, removed, moment, allowance)
         inexact = any(
             np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True)
         )
         plan = _plan(options, removed)
         wait = state.interval if plan is not None or (risen and open_end) else 2 * state.wait
-        after = replace(adapted, removed=inexact, wait=wait, next=moment.step + wait)
+        following = moment.step + wait
+        if moment.limit is not None and not reached and moment.step < deadline:
+            following = min(following, deadline)  # the last chance to reach the target
+        after = replace(adapted, removed=inexact, wait=wait, next=following)
         return replace(after, low={}, high={}), plan
 
     return Pruner(requires=_OBSERVED, init=init, observe=_observe, decide=decide, due=due)
@@ -280,9 +285,17 @@ def _within_budget(
     return result
 
 
-def _to_limit(options: list[_Options], removed: list[Mask], moment: Moment) -> list[Mask]:
-    """The cheapest units over all groups, by squared error per parameter, until the limit holds."""
-    assert moment.limit is not None
+def _to_limit(
+    options: list[_Options], removed: list[Mask], moment: Moment, allowance: int
+) -> list[Mask]:
+    """The cheapest units over all groups, by squared error per parameter, until few enough remain.
+
+    Args:
+        options: of every group.
+        removed: what goes anyway.
+        moment: whose limit says what is counted.
+        allowance: how many parameters or MACs may remain.
+    """
     weights = cost.unit_parameters(moment.model, moment.analysis)
     ranked = sorted(
         (float(error) ** 2 / max(weights[option.group.name], 1.0), number, unit)
@@ -294,7 +307,7 @@ def _to_limit(options: list[_Options], removed: list[Mask], moment: Moment) -> l
     while low < high:  # the fewest units that reach the limit
         middle = (low + high) // 2
         trial = _with_first(options, removed, ranked[:middle])
-        if _size(moment, _masks(options, trial)) <= moment.limit.now:
+        if _size(moment, _masks(options, trial)) <= allowance:
             high = middle
         else:
             low = middle + 1

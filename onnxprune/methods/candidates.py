@@ -8,6 +8,7 @@ v_j are the outgoing weights of unit j, u_j its incoming ones with the bias, mu_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,7 +34,9 @@ class Reader:
 
     Attributes:
         index: (U, k) positions of the units on the consumer's axis.
-        strength: (U, k) length |v| of the outgoing weights of each position.
+        strength: (U, k) length |v| of the outgoing weights of each position, kernel offsets taken as
+            independent.
+        reach: (U, k) the same for offsets that all add up: the most a change of 1 can do.
         power: mean square of the pre-activation that the whole axis causes, positions taken as
             independent: sum of |v_i|^2 E[a_i^2].
         padded: share of output positions that see zeros instead of the unit.
@@ -42,6 +45,7 @@ class Reader:
     consumer: Consumer
     index: Index
     strength: Floats
+    reach: Floats
     power: float
     padded: float
 
@@ -57,7 +61,9 @@ def readers(
         if how is None or consumer.axis not in seen:
             return None
         _, square, _, _ = _observed(seen, consumer.axis)
-        strength = np.sqrt((outgoing(view, how).astype(np.float64) ** 2).sum(axis=(1, 2)))
+        weights = np.abs(outgoing(view, how).astype(np.float64))
+        strength = np.sqrt((weights**2).sum(axis=(1, 2)))
+        reach = np.sqrt((weights.sum(axis=2) ** 2).sum(axis=1))
         index = group.member(consumer.axis).index
         padded = _border(analysis, consumer) if how.padded else 0.0
         power = float((strength**2 * square).sum())
@@ -66,6 +72,7 @@ def readers(
                 consumer=consumer,
                 index=index,
                 strength=strength[index],
+                reach=reach[index],
                 power=power,
                 padded=padded,
             )
@@ -128,7 +135,7 @@ def foldings(parts: list[Reader], seen: Observations) -> Folding:
             deviation = np.maximum(deviation, np.abs(mean))
         scale = np.sqrt(part.power) or 1.0
         error = np.maximum(error, np.sqrt((part.strength**2 * variance).sum(axis=1)) / scale)
-        bound = np.maximum(bound, (part.strength * deviation).sum(axis=1) / scale)
+        bound = np.maximum(bound, (part.reach * deviation).sum(axis=1) / scale)
         exact &= (constant & ((mean == 0) | (part.padded == 0))).all(axis=1)
         values[part.consumer.axis] = mean
     return Folding(error=error, bound=bound, exact=exact, values=values)
@@ -169,17 +176,20 @@ def mergings(
     rows = np.arange(len(distance))
     nearest = distance[rows, survivor]
     scale, offset = scale[rows, survivor], offset[rows, survivor]
-    reach = _reach(found, seen)
-    error, bound = np.zeros(len(rows)), np.zeros(len(rows))
-    for part in parts:
-        strength = np.sqrt((part.strength**2).sum(axis=1)) / (np.sqrt(part.power) or 1.0)
-        error = np.maximum(error, strength * nearest * reach[0])
-        bound = np.maximum(bound, strength * nearest * reach[1])
-        if part.padded:  # scale alone passes zero padding
-            error = np.where(offset != 0, np.inf, error)
+    typical, largest = _reach(found, seen)
     exact = nearest <= _NOISE * np.maximum(np.linalg.norm(found.rows, axis=1), 1e-30)
-    error, bound = np.where(exact & np.isfinite(error), 0.0, error), np.where(exact, 0.0, bound)
-    known = np.isfinite(error)
+    known = exact | (np.isfinite(nearest) & np.isfinite(typical))
+    for part in parts:  # scale alone passes zero padding
+        known &= (offset == 0) | (part.padded == 0)
+    inexact = known & ~exact
+    nearest = np.where(inexact, nearest, 0.0)
+    error, bound = np.zeros(len(rows)), np.zeros(len(rows))
+    for part in parts if inexact.any() else ():
+        size = np.sqrt(part.power) or 1.0
+        strength = np.sqrt((part.strength**2).sum(axis=1)) / size
+        error = np.maximum(error, strength * nearest * typical)
+        bound = np.maximum(bound, part.reach.sum(axis=1) / size * nearest * largest)
+    error, bound = np.where(known, error, np.inf), np.where(known, bound, np.inf)
     return Merging(
         survivor=np.where(known, survivor, -1).astype(np.int64),
         scale=np.where(known, scale, 0.0),
@@ -191,18 +201,22 @@ def mergings(
 
 
 def _reach(found: Trace, seen: Observations) -> tuple[float, float]:
-    """Typical and largest |[x; 1]| of what the rows are multiplied with; inf where not observed."""
+    """Typical and largest |[x; 1]| of what the rows are multiplied with; inf where not observed.
+
+    The largest counts every column of the rows, those of constants too, as one of each input.
+    """
     if any(axis not in seen for axis in found.inputs) or not found.inputs:
         return float("inf"), float("inf")
     typical = largest = 0.0
-    channels = 0
+    channels, columns = 0, found.rows.shape[1]
     for axis in found.inputs:
         _, square, low, high = _observed(seen, axis)
         channels += len(square)
         typical += float(square.sum())
-        largest += float(np.maximum(low**2, high**2).sum())
-    positions = max(found.rows.shape[1] // channels, 1)
-    return float(np.sqrt(1 + positions * typical)), float(np.sqrt(1 + positions * largest))
+        square = np.maximum(low**2, high**2)
+        largest += math.ceil(columns / len(square)) * float(np.maximum(square, 1.0).sum())
+    positions = max(columns // channels, 1)
+    return float(np.sqrt(1 + positions * typical)), float(np.sqrt(largest))
 
 
 def _nearest(found: Trace) -> tuple[Floats, Floats, Floats]:

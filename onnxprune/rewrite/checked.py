@@ -142,9 +142,9 @@ def _confirmed(
         return 0
     try:
         smaller = prune(model, analysis, exact).model
-    except PlanError:
+        agreement = compare(model, smaller, feeds, device=device, tolerance=tolerance)
+    except (ModelError, PlanError):
         return 0
-    agreement = compare(model, smaller, feeds, device=device, tolerance=tolerance)
     return exact.removed() if agreement.holds else 0
 
 

@@ -64,11 +64,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Mark:
-    """A stage that was evaluated: candidates for what the run returns."""
+    """A stage that was evaluated: candidates for what the run returns.
+
+    Attributes:
+        stage: the stage.
+        metric, loss: on the validation data.
+        exact, bounded: units removed before.
+    """
 
     stage: Stage
     metric: float
     loss: float
+    exact: int = 0
+    bounded: int = 0
 
     def beats(self, other: _Mark, metric: str) -> bool:
         """Whether it is better: by the metric, and by the loss where that says nothing."""
@@ -136,10 +144,12 @@ class Loop:
             baseline: metrics of the model given, on the validation data; None without any.
 
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite; `best` is the last evaluated stage.
+            NonFiniteLossError: the loss became NaN or infinite; `best` and `last` are evaluated
+                stages.
         """
         if baseline is not None:
-            self.baseline = main_metric(baseline)[1]
+            self.metric_name, self.baseline = main_metric(baseline)
+            self.good = _Mark(stage=self.stage, metric=self.baseline, loss=baseline["loss"])
         started = time.perf_counter()
         self.round = self._open()
         try:
@@ -156,19 +166,16 @@ class Loop:
         return self._outcome(time.perf_counter() - started)
 
     def _outcome(self, seconds: float) -> Outcome:
-        stage, steps = self.stage, self.stage.snapshot.step
-        if self.best is not None:
-            stage = self.best.stage
-        if self._has_dropped() and self.good is not None:
-            stage = self.good.stage
-            self.notes.append(
-                f"the metric fell by more than --max-drop; step {stage.snapshot.step} was kept"
-            )
+        mark = self.best
+        if self._fell(self.best or self.last) and self.good is not None:
+            mark = self.good
+            step = mark.stage.snapshot.step
+            self.notes.append(f"the metric fell by more than --max-drop; step {step} was kept")
         return Outcome(
-            stage=stage,
-            exact=self.exact,
-            bounded=self.bounded,
-            steps=steps,
+            stage=self.stage if mark is None else mark.stage,
+            exact=self.exact if mark is None else mark.exact,
+            bounded=self.bounded if mark is None else mark.bounded,
+            steps=self.stage.snapshot.step,
             seconds=seconds,
             notes=tuple(self.notes),
         )
@@ -240,7 +247,7 @@ class Loop:
     def _maybe_prune(self) -> None:
         assert self.round is not None
         step = self.round.session.step
-        if self.pruner is None or not self.pruner.due(self.state, step) or self._has_dropped():
+        if self.pruner is None or not self.pruner.due(self.state, step) or self._fell(self.last):
             return
         self._sync()
         problem = self.problem
@@ -259,14 +266,13 @@ class Loop:
             return
         size = problem.batch_size if problem.static_batch else _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
-        self.emit(record)
-        if stage is self.stage:
-            return
-        self._close()
-        self.stage = stage
-        self.exact, self.bounded = self.exact + record.exact, self.bounded + record.bounded
-        self.best, self.stale = None, 0
-        self.round = self._open()
+        if stage is not self.stage:
+            self._close()
+            self.stage = stage
+            self.exact, self.bounded = self.exact + record.exact, self.bounded + record.bounded
+            self.best, self.stale = None, 0
+            self.round = self._open()
+        self.emit(record)  # when it is done: whoever is told may interrupt the run
 
     def _draw(self, purpose: str, count: int) -> dict[str, Array]:
         """Inputs of `count` random training examples."""
@@ -299,22 +305,28 @@ class Loop:
         self._remember(main_metric(found), found["loss"])
 
     def _remember(self, metric: tuple[str, float], loss: float) -> None:
-        mark = _Mark(stage=self.stage, metric=metric[1], loss=loss)
+        mark = _Mark(
+            stage=self.stage,
+            metric=metric[1],
+            loss=loss,
+            exact=self.exact,
+            bounded=self.bounded,
+        )
         self.metric_name = metric[0]
         if self.best is None or mark.beats(self.best, metric[0]):
             self.best, self.stale = mark, 0
         else:
             self.stale += 1
         self.last = mark
-        if not self._has_dropped():
+        if not self._fell(mark):
             self.good = mark
 
-    def _has_dropped(self) -> bool:
-        """Whether the last evaluation fell by more than the user allows."""
+    def _fell(self, mark: _Mark | None) -> bool:
+        """Whether the metric of `mark` fell by more than the user allows."""
         drop = self.problem.config.max_drop
-        if drop is None or self.last is None or self.baseline is None:
+        if drop is None or mark is None or self.baseline is None:
             return False
-        return better(self.metric_name, self.last.metric, self.baseline) < -drop
+        return better(self.metric_name, mark.metric, self.baseline) < -drop
 
     def _is_finished(self, epoch: int) -> bool:
         patience = self.problem.config.patience

@@ -132,10 +132,11 @@ def _trained(loop: Loop, problem: Problem, stage: Stage, directory: RunDirectory
     try:
         return loop.run(baseline)
     except NonFiniteLossError as error:
-        if loop.best is None:
+        mark = loop.best or loop.last
+        if mark is None:
             raise
         kept = directory.path / "last.onnx"
-        save(loop.best.stage.current(), kept)
+        save(mark.stage.current(), kept)
         raise NonFiniteLossError(
             f"{error}; the model of the last evaluation is in {kept}", **error.facts
         ) from error
