@@ -1,4 +1,4 @@
-"""Apoptosis against the same training without pruning: digits, MNIST, Higgs, and all shipped models.
+"""Apoptosis against the same training without pruning: digits, MNIST, Higgs.
 
     python benchmarks/foundation.py            # runs what is missing, prints the tables
 
@@ -16,10 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxprune_models import builders, path
+
 import onnxprune
 from benchmarks.rows import SHARED, Row, run, table
 from onnxprune.model import save
-from onnxprune_models import builders, path
 
 SEEDS = (0, 1, 2)
 SHIPPED = ("mlp", "lenet", "resnet", "densenet", "vgg", "keras", "jax")
@@ -78,8 +79,8 @@ def rows() -> Iterator[tuple[str, Row]]:
             model = folder / f"higgs_{seed}.onnx"
             save(builders.mlp([28, 300, 300, 300, 1], seed=seed), model)
             options = {
-                "epochs": 10,
-                "batch_size": 128,
+                "epochs": 30,
+                "batch_size": 64,
                 "target": "params=20%",
                 "loss": "binary-cross-entropy",
             }

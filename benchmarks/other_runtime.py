@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnxprune_models import path
 
 import onnxprune
 from benchmarks.rows import Row, run, table
 from onnxprune.data import fit, input_specs, read
 from onnxprune.model import load
 from onnxprune.runtime.session import Runner
-from onnxprune_models import path
 
 NAMES = ("mlp", "lenet", "resnet", "densenet", "vgg", "keras", "jax")
 THERE = """

@@ -55,7 +55,7 @@ def analysis_options(command: _Command) -> _Command:
             callback=shapes,
             help="Sizes of an input that the model leaves open; may be repeated.",
         ),
-        click.option("--train-params", metavar="REGEX", help="Train only these parameters."),
+        click.option("--train-params", metavar="REGEX", help="Train these constants as well."),
         click.option("--freeze", metavar="REGEX", help="Do not train these parameters."),
     )
     for option in reversed(options):

@@ -19,6 +19,7 @@ from onnxprune.errors import OnnxPruneError
 from . import _render
 from .env import env
 from .inspect import inspect
+from .prune import prune
 from .train import train
 
 __all__ = ["main"]
@@ -53,7 +54,7 @@ def _one_line(command: str) -> Iterator[None]:
         _render.error(f"{error.format_message().rstrip('.')}; see {path} --help")
         raise click.exceptions.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
-        _render.error("interrupted; nothing was saved")
+        _render.error("interrupted")
         raise click.exceptions.Exit(130) from error
 
 
@@ -70,5 +71,5 @@ def main() -> None:
     """Make ONNX models smaller and faster while they train."""
 
 
-for _command in (train, inspect, env):
+for _command in (train, prune, inspect, env):
     main.add_command(_command)

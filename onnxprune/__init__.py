@@ -4,6 +4,7 @@
 
     found = onnxprune.inspect("model.onnx")
     model, report = onnxprune.train("model.onnx", "data.npz", target="params=30%")
+    model, report = onnxprune.prune_file("model.onnx", target="params=70%")  # without training
 
 The command line is `onnxprune`; both do the same.
 """
@@ -22,12 +23,14 @@ _HOMES = {
     "Merge": "onnxprune.base",
     "OnnxPruneError": "onnxprune.errors",
     "Plan": "onnxprune.base",
+    "PruneConfig": "onnxprune.oneshot.config",
     "Report": "onnxprune.reports",
     "RunConfig": "onnxprune.training.config",
     "analyze": "onnxprune.graph.groups",
     "inspect": "onnxprune.training.inspection",
     "load": "onnxprune.model",
     "prune": "onnxprune.rewrite.prune",
+    "prune_file": "onnxprune.oneshot.run",
     "reference": "onnxprune.rewrite.reference",
     "save": "onnxprune.model",
     "train": "onnxprune.training.run",

@@ -83,8 +83,27 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
+class Inner:
+    """The node uses units within itself, through `axis` of one of its weights.
+
+    There is no value at which a removed unit could be replaced: the hidden state of an LSTM is read
+    again through the recurrent weight, queries and keys of a fused attention are made and read in
+    one node. So the entries of the weight are replaced instead, by zeros.
+    """
+
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True)
 class Inexact:
-    """Removing indices of `axis` changes what this node computes for those that remain."""
+    """Removing indices of `axis` changes what this node computes for those that remain.
+
+    Attributes:
+        axis: of an input or output of the node, or an atom of its choice (`Choice.atom`): then only
+            removals along that atom change anything.
+        node: the node whose rule yields it.
+        detail: what it does over the axis.
+    """
 
     axis: Axis
     node: str
@@ -99,6 +118,9 @@ class Choice:
         node: the node whose rule yields it.
         sizes: the size of every atom.
         axes: each axis with its atoms, outermost first; an atom may be part of several axes.
+        starts: per entry of `axes`, the index at which the product begins, where an axis holds
+            several products one behind another (packed queries, keys and values); all 0 if empty.
+        whole: numbers of atoms that can carry no units.
 
     Example: Flatten of (N, 6, 4, 4): sizes (6, 4, 4), axes x[1] = (0,), x[2] = (1,), x[3] = (2,),
     y[1] = (0, 1, 2).
@@ -107,9 +129,15 @@ class Choice:
     node: str
     sizes: tuple[int, ...]
     axes: tuple[tuple[Axis, tuple[int, ...]], ...]
+    starts: tuple[int, ...] = ()
+    whole: frozenset[int] = frozenset()
+
+    def atom(self, number: int) -> Axis:
+        """The virtual axis that stands for an atom; no value can be called so."""
+        return Axis(f"{self.node}\0atom", number)
 
 
-Fact: TypeAlias = Coupling | Frozen | Ends | Inexact | Choice
+Fact: TypeAlias = Coupling | Frozen | Ends | Inner | Inexact | Choice
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +171,8 @@ class Group:
         size: U, the number of units.
         members: one per axis that the units occupy, in graph order.
         consumers: where the units end, data inputs only (not weights).
+        inner: weights through which nodes use the units within themselves; nothing can take over
+            a constant or a duplicate there.
         exact: whether removing a unit that is zero at all consumers leaves the rest unchanged.
     """
 
@@ -150,6 +180,7 @@ class Group:
     size: int
     members: tuple[Member, ...]
     consumers: tuple[Consumer, ...]
+    inner: tuple[Consumer, ...] = ()
     exact: bool = True
 
     def member(self, axis: Axis) -> Member:

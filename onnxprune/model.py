@@ -50,6 +50,8 @@ _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 def load(path: str | os.PathLike[str]) -> ir.Model:
     """Read and check an ONNX file; external data is mapped, not read.
 
+    Nodes that do not stand in the order they run in are sorted.
+
     Raises:
         InvalidModelError: no such file, not an ONNX model, or refused by the ONNX checker.
     """
@@ -57,8 +59,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not file.is_file():
         raise InvalidModelError(f"{file}: no such file; give the path of an .onnx file", path=file)
     try:
-        onnx.checker.check_model(os.fspath(file))
-        model = ir.load(file)
+        model = _checked(file)
     except DecodeError as error:
         raise InvalidModelError(
             f"{file}: not an ONNX model, or truncated ({_first_line(error)}); export it again",
@@ -71,6 +72,23 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         ) from error
     _name_all_values(model)
     return model
+
+
+def _checked(file: Path) -> ir.Model:
+    """Load and check; nodes in a wrong order, which runtimes accept, are sorted instead."""
+    try:
+        onnx.checker.check_model(os.fspath(file))
+    except onnx.checker.ValidationError as error:
+        if "topologically sorted" not in str(error):
+            raise
+        model = ir.load(file)
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+        with serialize(model) as data:
+            onnx.checker.check_model(data)
+        return model
+    return ir.load(file)
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,12 +21,18 @@ _DECLARED = re.compile(r"(float|int64|bool)\[([\d, ]*)\]\s+([\w.]+)\s*(?=[,>])")
 
 
 def model(
-    text: str, *, opset: int = 17, ir_version: int = 8, seed: int = 0, **constants: Any
+    text: str,
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    seed: int = 0,
+    vendor: bool = False,
+    **constants: Any,
 ) -> ir.Model:
     """`(float[N, 4] x) => (float[N, 3] y) <float[4, 3] w> { y = MatMul(x, w) }` as a model.
 
     What is declared between < and > becomes an initializer: random, positive when its name starts
-    with `var`, or the array given under its name.
+    with `var`, or the array given under its name. `vendor`: operators of com.microsoft may occur.
     """
     rng = np.random.default_rng(seed)
     declared = text[: text.index("{")].partition("=>")[2].partition("<")[2]
@@ -35,7 +41,8 @@ def model(
         shape = [int(size) for size in sizes.split(",") if size.strip()]
         drawn = rng.uniform(0.5, 1.5, shape) if name.startswith("var") else rng.normal(size=shape)
         arrays.setdefault(name, drawn.astype(np.float32))
-    head = f'<ir_version: {ir_version}, opset_import: ["": {opset}]> graph '
+    domains = f'"": {opset}' + (', "com.microsoft": 1' if vendor else "")
+    head = f"<ir_version: {ir_version}, opset_import: [{domains}]> graph "
     proto = onnx.parser.parse_model(head + text)
     described = [info for info in proto.graph.value_info if info.name not in arrays]
     del proto.graph.value_info[:]

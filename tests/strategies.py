@@ -242,6 +242,46 @@ def _softmax(s: Sketch) -> None:
     s.h = s.op("Softmax", s.h, axis=1)
 
 
+def _layer_norm(s: Sketch) -> None:
+    """Over channels: as one operator for rows, in primitives for maps."""
+    if not s.side:
+        s.h = s.op("LayerNormalization", s.h, s.normal(s.width), s.normal(s.width), epsilon=0.1)
+        return
+    centered = s.op("Sub", s.h, s.op("ReduceMean", s.h, axes=[1]))
+    variance = s.op("ReduceMean", s.op("Pow", centered, s.emit.scalar(2.0)), axes=[1])
+    deviation = s.op("Sqrt", s.op("Add", variance, s.emit.scalar(0.1)))
+    s.h = s.op("Mul", s.op("Div", centered, deviation), s.per_unit(s.positive))
+
+
+def _local_norm(s: Sketch) -> None:
+    if s.side < 2:
+        return
+    if s.pick(0, 1):
+        s.h = s.op("LRN", s.h, size=3, alpha=0.5)
+    else:
+        s.h = s.op("InstanceNormalization", s.h, s.normal(s.width), s.normal(s.width), epsilon=0.1)
+
+
+def _group_norm(s: Sketch) -> None:
+    """Two groups of channels, by an InstanceNormalization of what is reshaped to two."""
+    if s.side < 2 or s.width % 2:
+        return
+    h = s.op("Reshape", s.h, s.emit.integers(0, 2, -1))
+    h = s.op("InstanceNormalization", h, s.normal(2), s.normal(2), epsilon=0.1)
+    h = s.op("Reshape", h, s.emit.integers(0, s.width, s.side, s.side))
+    s.h = s.op("Mul", h, s.per_unit(s.positive))
+
+
+def _gate(s: Sketch) -> None:
+    """A gate that the mean, the largest or the sum of all channels opens."""
+    kind = s.pick(0, 1, 2)
+    if kind == 2:
+        total = s.op("ReduceSum", s.h, s.emit.integers(1))
+    else:
+        total = s.op(("ReduceMean", "ReduceMax")[kind], s.h, axes=[1])
+    s.h = s.op("Mul", s.h, s.op("Sigmoid", total))
+
+
 Step = Callable[[Sketch], None]
 STEPS: Mapping[str, Step] = {
     "layer": _layer, "norm": _norm, "activation": _activation, "swish": _swish,
@@ -249,7 +289,8 @@ STEPS: Mapping[str, Step] = {
     "dense": _dense, "split": _split, "halves": _halves, "slice": _slice, "gather": _gather,
     "pad": _pad, "pool": _pool, "depthwise": _depthwise, "grouped": _grouped,
     "transposed": _transposed, "shuffle": _shuffle, "squeeze": _squeeze_excite, "heads": _heads,
-    "flatten": _flatten, "softmax": _softmax,
+    "flatten": _flatten, "softmax": _softmax, "layer norm": _layer_norm,
+    "local norm": _local_norm, "group norm": _group_norm, "gate": _gate,
 }  # fmt: skip
 
 
@@ -318,6 +359,10 @@ def _merge(group: Group, victim: int, survivor: int, rng: np.random.Generator) -
 
 def takes_over(group: Group, nodes: Mapping[str, View]) -> bool:
     """Whether every consumer of `group` has weights that absorb constants and duplicates."""
-    return bool(group.consumers) and all(
-        absorber(nodes[consumer.node], consumer) is not None for consumer in group.consumers
+    return (
+        bool(group.consumers)
+        and not group.inner
+        and all(
+            absorber(nodes[consumer.node], consumer) is not None for consumer in group.consumers
+        )
     )

@@ -76,11 +76,17 @@ def _foldable(node: ir.Node, roots: dict[str, Array], chain: set[int]) -> bool:
         if value.name in roots or (producer is not None and id(producer) in chain):
             continue
         array = constant(value)
-        if array is None or array.size > _LARGEST or (array.dtype.kind == "f" and array.size > 1):
+        if array is None or array.size > _LARGEST or _may_be_weight(array):
             return False
         found[value.name] = array
     roots.update(found)
     return bool(node.inputs)
+
+
+def _may_be_weight(array: Array) -> bool:
+    """Real numbers of any width, and integers of 8 bits or less, but no lone ones."""
+    quantized = array.dtype.itemsize == 1 and array.dtype.kind != "b"
+    return array.size > 1 and (array.dtype.kind in "fV" or quantized)
 
 
 def _evaluate(

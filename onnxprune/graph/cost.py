@@ -33,19 +33,22 @@ def parameters(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> in
 def is_weight(value: ir.Value) -> bool:
     """Whether a constant counts as a parameter: floating point or 8 bits, and no scalar."""
     dtype = value.dtype
-    tensor = value.const_value if value.const_value is not None else None
-    rank = len(tensor.shape) if tensor is not None else len(value.shape or ())
     counted = dtype is not None and (
         dtype.is_floating_point() or dtype in (ir.DataType.INT8, ir.DataType.UINT8)
     )
-    return counted and rank > 0
+    return counted and len(_own_shape(value)) > 0
 
 
 def _shape(name: str, value: ir.Value, shapes: Mapping[str, Sizes] | None) -> Sizes:
     if shapes is not None and name in shapes:
         return shapes[name]
-    shape = value.const_value.shape if value.const_value is not None else value.shape
-    return () if shape is None else tuple(shape.numpy())
+    return _own_shape(value)
+
+
+def _own_shape(value: ir.Value) -> tuple[int, ...]:
+    """Sizes of the array behind an initializer or a Constant node."""
+    tensor = ir.convenience.get_const_tensor(value)
+    return () if tensor is None else tuple(tensor.shape.numpy())
 
 
 def macs(model: ir.Model, analysis: Analysis, shapes: Mapping[str, Sizes] | None = None) -> int:

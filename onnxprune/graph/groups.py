@@ -8,7 +8,7 @@ their atoms can carry units depends on the rest of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,6 @@ from onnxprune.base import (
     Choice,
     Consumer,
     Coupling,
-    Ends,
     Fact,
     Frozen,
     Group,
@@ -33,8 +32,9 @@ from onnxprune.base import (
 )
 from onnxprune.graph.constants import fold
 from onnxprune.graph.couplings import facts
+from onnxprune.graph.ends import consumers, inner
 from onnxprune.graph.shapes import settle
-from onnxprune.model import constants, node_key
+from onnxprune.model import constants
 from onnxprune.ops.registry import Sizes, View, arange
 
 __all__ = ["Analysis", "analyze"]
@@ -86,17 +86,23 @@ class _Ids:
 
 @dataclass(slots=True)
 class _Product:
-    """An axis that is a product of atoms (size-1 atoms left out), not yet resolved."""
+    """An axis, or a window of it, that is a product of atoms (of size > 1), not yet resolved."""
 
     node: str
     axis: Axis
     atoms: tuple[Axis, ...]
     sizes: tuple[int, ...]
+    start: int = 0
+
+    @property
+    def positions(self) -> Index:
+        """The indices of the axis that the product covers."""
+        return arange(int(np.prod(self.sizes, dtype=np.int64))) + self.start
 
     def index_of(self, atom: int) -> Index:
-        """For every index of the axis the index of the atom it belongs to."""
+        """For every position the index of the atom it belongs to."""
         inner = int(np.prod(self.sizes[atom + 1 :], dtype=np.int64))
-        return arange(int(np.prod(self.sizes, dtype=np.int64))) // inner % self.sizes[atom]
+        return (self.positions - self.start) // inner % self.sizes[atom]
 
 
 class _Solver:
@@ -116,13 +122,19 @@ class _Solver:
         if left in offset and right in offset:
             self.left.append(a + offset[left])
             self.right.append(b + offset[right])
-            self.links.setdefault(node, []).append((left, right))
+            self.links.setdefault(node, []).append((self._part(left, a, right), right))
             return
         # One index coupled to an axis of size 1 must stay: that axis would run empty.
         for axis, index in ((left, a), (right, b)):
             if axis in offset:
                 single = Frozen(axis=axis, reason=Reason.SINGLE, node=node)
                 self.frozen.append((index + offset[axis], single))
+
+    def _part(self, axis: Axis, index: Index, atom: Axis) -> Axis:
+        """What stands in `links` for a part of an axis that is a product: others lead elsewhere."""
+        if not _is_virtual(atom) or len(index) == self.ids.size[axis]:
+            return axis
+        return Axis(f"{axis.value}\0{int(index[0])}", axis.position)
 
     def freeze(self, fact: Frozen) -> None:
         if fact.axis in self.ids.offset:
@@ -157,7 +169,7 @@ class _Solver:
 
     def _alive(self, product: _Product, labels: Index, stopped: Index) -> list[int]:
         """Atoms that could still carry units."""
-        if (stopped[labels[self.ids.of(product.axis)]] >= 0).all():
+        if (stopped[labels[self._covered(product)]] >= 0).all():
             return []
         alive = []
         for number, atom in enumerate(product.atoms):
@@ -165,6 +177,9 @@ class _Solver:
             if not (stopped[own] >= 0).all() and (own != own[0]).any():
                 alive.append(number)
         return alive
+
+    def _covered(self, product: _Product) -> Index:
+        return product.positions + self.ids.offset[product.axis]
 
     def _settle(self, product: _Product, labels: Index, stopped: Index) -> bool:
         """Resolve `product` if at most one atom is alive."""
@@ -178,11 +193,11 @@ class _Solver:
         for number, atom in enumerate(product.atoms):
             if number == chosen:
                 index = product.index_of(number)
-                self.couple(product.node, product.axis, atom, arange(len(index)), index)
+                self.couple(product.node, product.axis, atom, product.positions, index)
             else:
                 self.freeze(_mixed(atom, product))
         if chosen is None:
-            self.freeze(_mixed(product.axis, product))
+            self.frozen.append((self._covered(product), _mixed(product.axis, product)))
 
     def _choose(self, labels: Index, stopped: Index) -> None:
         """Policy: the outermost living atom, for all open products of one form at once."""
@@ -224,12 +239,20 @@ def analyze(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> Analy
     labels, stopped = solver.solve()
     weights = {name for name, value in constants(model).items() if value.dtype in _PARAMETER_TYPES}
     inexact = [fact.axis for _, fact in collected if isinstance(fact, Inexact)]
+    mixing = np.unique(np.concatenate([labels[ids.of(axis)] for axis in inexact] or [arange(0)]))
     groups = _groups(solver, labels, stopped, weights)
-    consumers = _consumers(solver, collected, {m.axis for members in groups for m in members})
+    ending = consumers(solver.links, collected, {m.axis for members in groups for m in members})
+    within = list(inner(collected))
     names = _names(groups, weights)
     return Analysis(
         groups=tuple(
-            _finish(name, members, consumers, inexact)
+            _finish(
+                name,
+                members,
+                ending,
+                within,
+                exact=not np.isin(_own(solver, labels, members), mixing).any(),
+            )
             for name, members in zip(names, groups, strict=True)
         ),
         frozen=tuple(_refusals(solver, labels, stopped, weights)),
@@ -262,13 +285,8 @@ def _number(collected: Sequence[tuple[View | None, Fact]], shapes: Mapping[str, 
                         ids.add(Axis(value.name, position), size)
         if isinstance(fact, Choice):
             for number, size in enumerate(fact.sizes):
-                ids.add(_atom(fact, number), size)
+                ids.add(fact.atom(number), size)
     return ids
-
-
-def _atom(choice: Choice, number: int) -> Axis:
-    """The virtual axis of an atom; no value can be called so."""
-    return Axis(f"{choice.node}\0atom", number)
 
 
 def _enter(solver: _Solver, view: View | None, fact: Fact) -> None:
@@ -278,16 +296,26 @@ def _enter(solver: _Solver, view: View | None, fact: Fact) -> None:
     elif isinstance(fact, Frozen):
         solver.freeze(fact)
     elif isinstance(fact, Choice):
-        for axis, numbers in fact.axes:
-            real = tuple(number for number in numbers if fact.sizes[number] > 1)
-            if len(real) == 1:
-                atom = _atom(fact, real[0])
-                index = arange(fact.sizes[real[0]])
-                solver.couple(node, axis, atom, index, index)
-            elif real and axis in solver.ids.offset:
-                atoms = tuple(_atom(fact, number) for number in real)
-                sizes = tuple(fact.sizes[number] for number in real)
-                solver.open.append(_Product(node, axis, atoms, sizes))
+        _enter_choice(solver, node, fact)
+
+
+def _enter_choice(solver: _Solver, node: str, fact: Choice) -> None:
+    for number in sorted(fact.whole):
+        whole = Frozen(axis=fact.atom(number), reason=Reason.POSITIONS, node=node)
+        solver.freeze(whole)
+    starts = fact.starts or (0,) * len(fact.axes)
+    for (axis, numbers), start in zip(fact.axes, starts, strict=True):
+        real = tuple(number for number in numbers if fact.sizes[number] > 1)
+        if len(real) == 1:
+            index = arange(fact.sizes[real[0]])
+            solver.couple(node, axis, fact.atom(real[0]), index + start, index)
+        elif not real and axis in solver.ids.offset:
+            single = Frozen(axis=axis, reason=Reason.SINGLE, node=node)
+            solver.frozen.append((arange(1) + start + solver.ids.offset[axis], single))
+        elif axis in solver.ids.offset:
+            atoms = tuple(fact.atom(number) for number in real)
+            sizes = tuple(fact.sizes[number] for number in real)
+            solver.open.append(_Product(node, axis, atoms, sizes, start))
 
 
 def _groups(
@@ -332,51 +360,10 @@ def _members(
     )
 
 
-def _consumers(
-    solver: _Solver, collected: Iterable[tuple[View | None, Fact]], wanted: set[Axis]
-) -> list[Consumer]:
-    """Where axes of data end: inputs that no coupling of their node links to an output."""
-    silent = {
-        (view.key, fact.axis)
-        for view, fact in collected
-        if view is not None and isinstance(fact, Ends) and not fact.reads
-    }
-    result: list[Consumer] = []
-    seen: set[str] = set()
-    for view, _ in collected:
-        if view is not None and view.key not in seen:
-            seen.add(view.key)
-            found = _ending(solver, view, wanted)
-            result.extend(c for c in found if (c.node, c.axis) not in silent)
-    return result
-
-
-def _ending(solver: _Solver, view: View, wanted: set[Axis]) -> Iterator[Consumer]:
-    outputs = {value.name for value in view.node.outputs}
-    reached = _reached(solver.links.get(node_key(view.node), ()), outputs)
-    for slot in range(len(view.node.inputs)):
-        value = view.input(slot)
-        if value is None or value.name not in view.shapes or view.constant(slot) is not None:
-            continue
-        for position in range(len(view.shape(value))):
-            axis = view.axis(value, position)
-            if axis in wanted and axis not in reached:
-                yield Consumer(node=view.key, slot=slot, axis=axis)
-
-
-def _reached(links: Iterable[tuple[Axis, Axis]], outputs: set[str | None]) -> set[Axis]:
-    """Axes that a node links to one of its outputs, directly or through atoms."""
-    neighbours: dict[Axis, set[Axis]] = {}
-    for left, right in links:
-        neighbours.setdefault(left, set()).add(right)
-        neighbours.setdefault(right, set()).add(left)
-    found = {axis for axis in neighbours if axis.value in outputs}
-    frontier = list(found)
-    while frontier:
-        for axis in neighbours[frontier.pop()] - found:
-            found.add(axis)
-            frontier.append(axis)
-    return found
+def _own(solver: _Solver, labels: Index, members: tuple[Member, ...]) -> Index:
+    """The component of each unit."""
+    first = members[0]
+    return labels[solver.ids.offset[first.axis] + first.index[:, 0]]
 
 
 def _names(groups: Sequence[tuple[Member, ...]], weights: set[str]) -> Iterator[str]:
@@ -391,16 +378,20 @@ def _names(groups: Sequence[tuple[Member, ...]], weights: set[str]) -> Iterator[
 def _finish(
     name: str,
     members: tuple[Member, ...],
-    consumers: Sequence[Consumer],
-    inexact: Sequence[Axis],
+    ending: Sequence[Consumer],
+    used: Sequence[Consumer],
+    *,
+    exact: bool,
 ) -> Group:
     axes = {member.axis for member in members}
+    within = tuple(consumer for consumer in used if consumer.axis in axes)
     return Group(
         name=name,
         size=len(members[0].index),
         members=members,
-        consumers=tuple(consumer for consumer in consumers if consumer.axis in axes),
-        exact=axes.isdisjoint(inexact),
+        consumers=tuple(consumer for consumer in ending if consumer.axis in axes),
+        inner=within,
+        exact=exact and not within,
     )
 
 

@@ -15,10 +15,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxprune.base import Array
+from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError
 from onnxprune.graph.constants import fold
-from onnxprune.model import model_input
-from onnxprune.ops.registry import Sizes
+from onnxprune.model import model_input, node_key, opset
+from onnxprune.ops.registry import MIMICS, Sizes
 
 __all__ = ["dtypes", "infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
 
@@ -133,6 +134,7 @@ def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str
     for node in copy.graph:
         for value in node.outputs:
             value.shape = None
+    _mimic(copy)
     _pin(copy, known or {})
     result = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     graph = result.model.graph
@@ -147,9 +149,28 @@ def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str
 def dtypes(model: ir.Model) -> dict[str, ir.DataType]:
     """Element type per value name, as far as shape inference knows it."""
     copy = model.clone()
+    _mimic(copy)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(copy)
     values = (*copy.graph.inputs, *copy.graph.initializers.values(), *_outputs(copy.graph))
     return {value.name: value.dtype for value in values if value.name and value.dtype is not None}
+
+
+def _mimic(model: ir.Model) -> None:
+    """Put standard operators of the same sizes in the place of those that inference ignores."""
+    opsets = model.graph.opset_imports
+    for node in list(model.graph):
+        rule = MIMICS.find(node, opsets.get(node.domain, 1))
+        if rule is None:
+            continue
+        e = Emitter(f"{node_key(node)}/mimicked", opset=opset(model))
+        made = rule(e, node)
+        e.add_to(model.graph, before=node)
+        for old, new in zip(node.outputs, made, strict=False):
+            if new is not None and old.name:
+                ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+                new.name, old.name = old.name, ""
+        if not any(value.name for value in node.outputs):
+            model.graph.remove(node)
 
 
 def _pin(model: ir.Model, known: Mapping[str, Array]) -> None:

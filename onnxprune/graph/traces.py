@@ -6,6 +6,8 @@ composes the `@traces` rules on the way. Where a rule is missing, nothing is cla
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Group, Index
@@ -13,7 +15,7 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constant
 from onnxprune.ops.registry import TRACES, View
-from onnxprune.ops.trace import Trace, TraceView, combined
+from onnxprune.ops.trace import Kind, Trace, TraceView, combined
 
 __all__ = ["trace"]
 
@@ -44,8 +46,15 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
 def _side_by_side(traces: list[Trace]) -> Trace:
     distinct = {id(item.rows): item for item in traces}
     if len(distinct) == 1:
-        return max(traces, key=lambda item: item.kind)
+        return replace(traces[0], kind=_weakest({item.kind for item in traces}))
     return combined(list(distinct.values()))
+
+
+def _weakest(kinds: set[Kind]) -> Kind:
+    """What holds of every value at once: tanh and relu of one z have no symmetry in common."""
+    symmetric = {Kind.LINEAR, Kind.HOMOGENEOUS}, {Kind.LINEAR, Kind.ODD}
+    agree = len(kinds) == 1 or any(kinds <= pair for pair in symmetric)
+    return max(kinds) if agree else Kind.EQUAL
 
 
 def _apply(view: View, found: dict[str, Trace | None], index: dict[Axis, Index]) -> Trace | None:

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Floats, Observable, Observations, Window
-from onnxprune.model import opset
+from onnxprune.graph.shapes import dtypes
+from onnxprune.model import opset, trainable_dtype
 
 __all__ = ["Collector", "attach", "merge_windows"]
 
@@ -25,6 +26,7 @@ _OPERATORS = {
     "low": "ReduceMin",
     "high": "ReduceMax",
 }
+_ALONE = {"square": ("Mul", 2), "absolute": ("Abs", 1)}  # where nothing is reduced; else Identity
 _FIELDS = {
     Observable.RANGE: ("low", "high"),
     Observable.MEAN: ("total",),
@@ -111,9 +113,14 @@ def attach(
     fields = sorted({field for observable in observables for field in _FIELDS[observable]})
     values = {value.name: value for value in copy.graph.inputs}
     values |= {value.name: value for node in copy.graph for value in node.outputs}
+    wanted = dict.fromkeys(axes)
+    if _mixes_precisions(model):
+        for name, dtype in dtypes(model).items():
+            if name in values:
+                values[name].dtype = dtype
     builder = _Builder(copy)
     outputs: dict[Axis, dict[str, str]] = {}
-    for axis in dict.fromkeys(axes):
+    for axis in wanted:
         value = values.get(axis.value)
         if value is not None:
             outputs[axis] = {
@@ -121,6 +128,13 @@ def attach(
             }
             outputs[axis]["count"] = builder.count(value)
     return copy, Collector(outputs=outputs)
+
+
+def _mixes_precisions(model: ir.Model) -> bool:
+    """Whether observed values may be other than float32, so that their types must be inferred."""
+    given = (*model.graph.inputs, *model.graph.initializers.values())
+    types = {value.dtype for value in given if trainable_dtype(value.dtype)}
+    return not types <= {ir.DataType.FLOAT}
 
 
 class _Builder:
@@ -165,7 +179,8 @@ class _Builder:
         name = f"{axis}/{field}"
         op_type = _OPERATORS[field]
         if not axes:
-            reduced = self._append("Identity", [source], name)
+            alone, operands = _ALONE.get(field, ("Identity", 1))
+            reduced = self._append(alone, [source] * operands, name)
         elif self.opset >= (13 if op_type == "ReduceSum" else 18):
             wanted = self._constant(f"onnxprune/axes/{axes}", np.array(axes, np.int64))
             reduced = self._append(op_type, [source, wanted], name, keepdims=0)

@@ -128,7 +128,8 @@ def apoptosis(
         slack: rise of the loss, as a share of the best constant prediction's, that still counts as
             none.
         most: largest share of a group's units that one check removes, in (0, 1].
-        until: share of the run after which only exact removals follow, in (0, 1].
+        until: share of the run after which only exact removals follow, in (0, 1]; where a target
+            is missed still (biases that took over constants count, too), those that it asks for.
     """
 
     def init(analysis: Analysis, interval: int) -> State:
@@ -144,23 +145,23 @@ def apoptosis(
         adapted = _adapt(state, moment, risen=risen, growth=growth, largest=largest)
         options = list(_options(state, moment))
         deadline = int(until * moment.steps)
-        open_end = moment.step <= deadline
+        early = moment.step <= deadline
         reached = moment.limit is not None and _size(moment, {}) <= moment.limit.final
         removed = _exact(options)
-        if open_end and not reached:
-            if not risen:
-                removed = _within_budget(options, removed, adapted.epsilon, most)
-            if moment.limit is not None:
-                allowance = moment.limit.final if moment.step == deadline else moment.limit.now
-                removed = _to_limit(options, removed, moment, allowance)
+        if early and not reached and not risen:
+            cheap = _within_budget(options, removed, adapted.epsilon, most)
+            removed = cheap if _leaves_enough(moment, options, cheap) else removed
+        if moment.limit is not None and not reached:
+            allowance = moment.limit.now if moment.step < deadline else moment.limit.final
+            removed = _to_limit(options, removed, moment, allowance)
         inexact = any(
             np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True)
         )
         plan = _plan(options, removed)
-        wait = state.interval if plan is not None or (risen and open_end) else 2 * state.wait
+        wait = state.interval if plan is not None or (risen and early) else 2 * state.wait
         following = moment.step + wait
         if moment.limit is not None and not reached and moment.step < deadline:
-            following = min(following, deadline)  # the last chance to reach the target
+            following = min(following, deadline)  # by when the target should be reached
         after = replace(adapted, removed=inexact, wait=wait, next=following)
         return replace(after, low={}, high={}), plan
 
@@ -278,7 +279,8 @@ def _within_budget(
     result = []
     for option, gone in zip(options, removed, strict=True):
         order = np.argsort(option.error, kind="stable")
-        order = order[~gone[order]]
+        fixed = gone | np.isin(np.arange(len(gone)), list(_survivors(option, gone)))
+        order = order[~fixed[order]]
         total = np.sqrt(np.cumsum(option.error[order] ** 2))
         room = max(int(most * option.group.size) - int(gone.sum()), 0)
         result.append(_add(option, gone, order[total <= epsilon][:room]))
@@ -339,6 +341,13 @@ def _size(moment: Moment, keep: Mapping[str, Mask]) -> int:
     if limit is not None and limit.kind == "macs":
         return cost.macs(moment.model, analysis, shapes)
     return cost.parameters(moment.model, shapes)
+
+
+def _leaves_enough(moment: Moment, options: list[_Options], removed: list[Mask]) -> bool:
+    """Whether a removal that nothing but its low cost asks for stays above the target."""
+    if moment.limit is None:
+        return True
+    return _size(moment, _masks(options, removed)) >= moment.limit.final
 
 
 def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:

@@ -34,8 +34,8 @@ class Reader:
 
     Attributes:
         index: (U, k) positions of the units on the consumer's axis.
-        strength: (U, k) length |v| of the outgoing weights of each position, kernel offsets taken as
-            independent.
+        strength: (U, k) length |v| of the outgoing weights of each position; offsets of a kernel
+            taken as independent.
         reach: (U, k) the same for offsets that all add up: the most a change of 1 can do.
         power: mean square of the pre-activation that the whole axis causes, positions taken as
             independent: sum of |v_i|^2 E[a_i^2].
@@ -53,7 +53,14 @@ class Reader:
 def readers(
     group: Group, views: Mapping[str, View], analysis: Analysis, seen: Observations
 ) -> list[Reader] | None:
-    """One reader per consumer; None when a consumer cannot take over what a unit contributes."""
+    """One reader per consumer; None when a consumer cannot take over what a unit contributes.
+
+    None, too, when numbers have overflowed: nothing can be said about units then. A recurrent node
+    reads its units itself and has no bias to take a constant of theirs. Where a normalization or a
+    mean sees the units together, what one contributes to the others is nowhere bounded.
+    """
+    if group.inner or not group.exact:
+        return None
     result = []
     for consumer in group.consumers:
         view = views[consumer.node]
@@ -66,7 +73,9 @@ def readers(
         reach = np.sqrt((weights.sum(axis=2) ** 2).sum(axis=1))
         index = group.member(consumer.axis).index
         padded = _border(analysis, consumer) if how.padded else 0.0
-        power = float((strength**2 * square).sum())
+        power = float(strength**2 @ square) if np.isfinite(square).all() else math.inf
+        if not math.isfinite(power):
+            return None
         result.append(
             Reader(
                 consumer=consumer,
@@ -215,6 +224,8 @@ def _reach(found: Trace, seen: Observations) -> tuple[float, float]:
         typical += float(square.sum())
         square = np.maximum(low**2, high**2)
         largest += math.ceil(columns / len(square)) * float(np.maximum(square, 1.0).sum())
+    if not math.isfinite(largest):
+        return math.inf, math.inf
     positions = max(columns // channels, 1)
     return float(np.sqrt(1 + positions * typical)), float(np.sqrt(largest))
 
@@ -239,6 +250,7 @@ def _nearest(found: Trace) -> tuple[Floats, Floats, Floats]:
             offset = np.where(scale < 0, 1.0, 0.0)
     squared = square[:, None] - 2 * scale * gram + scale**2 * square[None, :]
     distance = np.sqrt(np.maximum(squared, 0.0))
+    np.fill_diagonal(distance, np.inf)
     # The subtraction above loses half the digits: settle near-duplicates by the difference itself.
     close = np.argwhere(distance <= 1e-3 * np.sqrt(square)[:, None])
     for j, i in close[: 4 * len(rows)]:
@@ -247,6 +259,5 @@ def _nearest(found: Trace) -> tuple[Floats, Floats, Floats]:
         distance = distance / 4
     if found.kind is Kind.EQUAL:
         distance = np.where(distance <= _NOISE * np.sqrt(square)[:, None], 0.0, np.inf)
-    np.fill_diagonal(distance, np.inf)
     distance[:, square == 0] = np.inf
     return distance, scale, offset

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from onnxprune.base import Fact
-from onnxprune.ops.registry import View, couples, traces
+import onnx_ir as ir
+
+from onnxprune.base import Ends, Fact
+from onnxprune.emit import Emitter
+from onnxprune.ops.registry import View, couples, mimics, traces
 from onnxprune.ops.trace import Kind, Trace, TraceView
 
 _HOMOGENEOUS = ("Relu", "Abs", "LeakyRelu")
 _PASSING = ("Identity", "Dropout", "Cast")
 _OTHERS = (
-    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos",
-    "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "IsInf", "IsNaN",
-    "Log", "Mish", "Neg", "Not", "Reciprocal", "Round", "Selu", "Shrink", "Sign", "Sin", "Sinh",
-    "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "ThresholdedRelu",
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Ceil", "Celu",
+    "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "IsInf", "IsNaN", "Log", "Mish", "Neg", "Not", "Reciprocal", "Round", "Selu", "Shrink", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "ThresholdedRelu",
 )  # fmt: skip
 
 
@@ -32,7 +35,26 @@ def unary(view: View) -> Iterator[Fact]:
                 yield from view.equal(view.axis(x, position), view.axis(output, position))
 
 
-@traces(*_PASSING)
+@mimics("Dropout", until=9)
+def like_identity(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
+    """The mask has the sizes of the data, which ONNX's inference says from opset 10 on."""
+    return [e.op("Identity", node.inputs[0]) for _ in node.outputs]
+
+
+@couples("CastLike")
+def cast_like(view: View) -> Iterator[Fact]:
+    """Couple every axis one to one; of the second input only the type is read.
+
+    Forward:  y[...] = x[...] in the type of the second input
+    Couples:  (x, p)[i] <-> (y, p)[i]
+    """
+    yield from unary(view)
+    like = view.input(1)
+    for position in range(len(view.shape(like))):
+        yield Ends(view.axis(like, position), reads=False)
+
+
+@traces(*_PASSING, "CastLike")
 def same(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001 (the rules' signature)
     """The unit itself."""
     return around.inputs[0]

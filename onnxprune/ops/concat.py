@@ -9,8 +9,10 @@ import onnx_ir as ir
 
 from onnxprune.base import Axis, Coupling, Ends, Fact, Index, Reason
 from onnxprune.ops.edit import Edit, positions_after
-from onnxprune.ops.registry import View, arange, couples, resizes, traces
+from onnxprune.ops.registry import Role, View, arange, couples, parameters, resizes, traces
 from onnxprune.ops.trace import Trace, TraceView
+
+parameters("Gather", slots={0: Role.TABLE})
 
 
 @couples("Concat")
@@ -213,6 +215,8 @@ def _write_bounds(edit: Edit, position: int, start: int, end: int, step: int) ->
 @couples("Gather")
 def gather(view: View) -> Iterator[Fact]:
     """Couple what constant indices take with what it becomes; computed ones need all of the axis.
+
+    An embedding looks up rows of a table by computed indices: rows stay, columns are coupled.
 
     Forward:  y[before, i, after] = x[before, indices[i], after] on `axis`
     Couples:  (x, axis)[indices[i]] <-> (y, axis)[i]; every other axis one to one

@@ -32,17 +32,32 @@ def conv(view: View) -> Iterator[Fact]:
     Couples:  x.C <-> w.1;  y.C <-> w.0 <-> b;  with groups, x.C = (group, input per group) and
               y.C = w.0 = (group, output per group) are products.
     """
-    x, w, bias, y = view.input(0), view.input(1), view.input(2), view.output()
-    out, inner = Axis(y.name or "", 1), view.axis(w, 1)
+    bias = view.input(2)
+    yield from convolution(view, view.input(0), view.input(1))
+    if bias is not None:
+        yield from view.equal(view.axis(bias, 0), view.axis(view.output(), 1))
+
+
+def convolution(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[Fact]:
+    """What holds of every convolution of `x` with filters `w`."""
+    out, inner = view.axis(view.output(), 1), view.axis(w, 1)
     group = view.attribute("group", 1)
     if group == 1:
         yield from view.equal(view.axis(x, 1), inner)
         yield from view.equal(out, view.axis(w, 0))
     else:
-        yield from _grouped(view, group, ((view.axis(w, 0), out), (inner,)))
-    yield from _rest(view, out)
-    if bias is not None:
-        yield from view.equal(view.axis(bias, 0), out)
+        outputs = (view.size(view.axis(w, 0)) or group) // group
+        yield Choice(
+            node=view.key,
+            sizes=(group, view.size(inner) or 1, outputs),
+            axes=(
+                (view.axis(x, 1), (0, 1)),
+                (inner, (1,)),
+                (view.axis(w, 0), (0, 2)),
+                (out, (0, 2)),
+            ),
+        )
+    yield from _rest(view, x, w)
 
 
 @couples("ConvTranspose")
@@ -71,27 +86,15 @@ def conv_transpose(view: View) -> Iterator[Fact]:
                 (inner, (2,)),
             ),
         )
-    yield from _rest(view, out)
+    yield from _rest(view, x, w)
     if bias is not None:
         yield from view.equal(view.axis(bias, 0), out)
 
 
-def _grouped(view: View, group: int, axes: tuple[tuple[Axis, Axis], tuple[Axis]]) -> Iterator[Fact]:
-    (w_out, out), (inner,) = axes
-    x_axis = view.axis(view.input(0), 1)
-    outputs = (view.size(w_out) or group) // group
-    inputs = view.size(inner) or 1
-    yield Choice(
-        node=view.key,
-        sizes=(group, inputs, outputs),
-        axes=((x_axis, (0, 1)), (inner, (1,)), (w_out, (0, 2)), (out, (0, 2))),
-    )
-
-
-def _rest(view: View, out: Axis) -> Iterator[Fact]:
+def _rest(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[Fact]:
     """Batch runs through; positions and kernel offsets keep their sizes."""
-    x, w, y = view.input(0), view.input(1), view.output()
-    yield from view.equal(view.axis(x, 0), Axis(out.value, 0))
+    y = view.output()
+    yield from view.equal(view.axis(x, 0), view.axis(y, 0))
     spatial = range(2, len(view.shape(x)))
     for value in (x, w, y):
         yield from view.fixed(value, *spatial)
@@ -117,8 +120,13 @@ def regroup(edit: Edit) -> None:
 @macs("Conv")
 def conv_macs(view: View) -> int:
     """Output positions x output channels x (inputs per group x kernel); batch counted as 1."""
-    w, y = view.shape(view.input(1)), view.shape(view.output())
-    return _product(w) * _product(y[2:])
+    return kernel_macs(view, 1)
+
+
+def kernel_macs(view: View, slot: int) -> int:
+    """Output positions x size of the filters at input `slot`."""
+    filters, y = view.shape(view.input(slot)), view.shape(view.output())
+    return _product(filters) * _product(y[2:])
 
 
 @macs("ConvTranspose")

@@ -153,31 +153,50 @@ class Edit:
     def sizes(self, slot: int, *, output: int = 0, role: str = "shape") -> None:
         """Mend the shape at input `slot`: entries of resized axes of the output get new sizes.
 
-        Entries 0 (copy) and -1 (infer) adapt by themselves. A computed target gets one
-        `Where(resized, new sizes, target)` in front of the node.
+        The shape is aligned with the last axes of the output.
         """
         value = self.view.output(output)
-        rank = len(self.view.shape(value))
+        rank, length = len(self.view.shape(value)), self._length(slot)
+        skipped = rank - (rank if length is None else length)
         resized = {
-            position: len(kept)
-            for position in range(rank)
+            position - skipped: len(kept)
+            for position in range(max(skipped, 0), rank)
             if (kept := self.kept_at(value, position)) is not None
         }
-        if not resized:
+        self.entries(slot, resized, role=role)
+
+    def entries(self, slot: int, numbers: Mapping[int, int], *, role: str) -> None:
+        """Put `numbers` at those positions of the vector of integers at input `slot`.
+
+        Entries 0 (copy) and -1 (infer) adapt by themselves. A computed vector gets one
+        `Where(mask, numbers, vector)` in front of the node.
+        """
+        if not numbers:
             return
-        target = self.view.constant(slot)
-        if target is not None:
-            mended = np.array(target)
-            for position, size in resized.items():
+        vector = self.view.constant(slot)
+        if vector is not None:
+            mended = np.array(vector)
+            for position, number in numbers.items():
                 if mended[position] > 0:
-                    mended[position] = size
-            self.write(slot, mended, role=role)
+                    mended[position] = number
+            if not np.array_equal(mended, vector):
+                self.write(slot, mended, role=role)
             return
-        mask = np.zeros(rank, np.bool_)
-        sizes = np.ones(rank, np.int64)
-        for position, size in resized.items():
-            mask[position], sizes[position] = True, size
-        self._where(slot, mask, sizes, role)
+        length = self._length(slot)
+        assert length is not None
+        mask = np.zeros(length, np.bool_)
+        given = np.ones(length, np.int64)
+        for position, number in numbers.items():
+            mask[position], given[position] = True, number
+        self._where(slot, mask, given, role)
+
+    def _length(self, slot: int) -> int | None:
+        """Entries of the vector at input `slot`, of which earlier edits kept the number."""
+        value = self.view.input(slot)
+        while value is not None and value.name not in self.shapes:
+            producer = value.producer()
+            value = None if producer is None else producer.inputs[-1]
+        return None if value is None else self.shapes[value.name or ""][0]
 
     def _where(self, slot: int, mask: Array, sizes: Array, role: str) -> None:
         node = self.view.node

@@ -12,7 +12,10 @@ from onnxprune.ops.registry import Role, View, couples, parameters, traces
 from onnxprune.ops.trace import Kind, Trace, TraceView, combined
 
 _BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "PRelu", "Mod", "BitShift")
-_LOGIC = ("And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_LOGIC = (
+    "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "Or", "Xor",
+)  # fmt: skip
 _VARIADIC = ("Max", "Min", "Sum", "Mean")
 
 parameters("Add", "Sub", "Mul", slots={0: Role.AFFINE, 1: Role.AFFINE})
@@ -35,9 +38,10 @@ def elementwise(view: View) -> Iterator[Fact]:
     Forward:  y[..., i, ...] = f(a[..., i, ...], b[..., i, ...]), numpy broadcasting
     Couples:  (a, p)[i] <-> (y, p')[i], aligned from the last axis; size-1 axes repeat and stay
     """
-    if view.attribute("broadcast", 0):  # opset 6 and below
+    if view.opset < 7 and _broadcasts_otherwise(view):
         for value in (*view.node.inputs, *view.node.outputs):
-            yield from view.fixed(value, *range(len(view.shape(value))), reason=Reason.NO_RULE)
+            if value is not None and value.name:
+                yield from view.fixed(value, *range(len(view.shape(value))), reason=Reason.NO_RULE)
         return
     output = view.output()
     for slot in range(len(view.node.inputs)):
@@ -45,6 +49,11 @@ def elementwise(view: View) -> Iterator[Fact]:
         if value is not None:
             yield from broadcast(view, value, output)
     yield from _repeated(view, output)
+
+
+def _broadcasts_otherwise(view: View) -> bool:
+    """Up to opset 6 an attribute says where the second input lies; slopes belong to channels."""
+    return bool(view.attribute("broadcast", 0)) or view.node.op_type == "PRelu"
 
 
 def _repeated(view: View, output: ir.Value) -> Iterator[Fact]:
@@ -86,7 +95,10 @@ def sub_trace(view: View, around: TraceView) -> Trace | None:
 
 @traces("Mul")
 def mul_trace(view: View, around: TraceView) -> Trace | None:
-    """A unit times a constant of it."""
+    """A unit times a constant of it, or times another value of it (x * sigmoid(x))."""
+    first, second = around.inputs[:2]
+    if first is not None and second is not None:
+        return combined([first, second]).then(Kind.EQUAL)
     for slot in (0, 1):
         trace = around.inputs[slot]
         if trace is not None and around.inputs[1 - slot] is None:

@@ -50,7 +50,11 @@ def matmul(view: View) -> Iterator[Fact]:
     Forward:  Y[..., m, n] = sum_k A[..., m, k] B[..., k, n]; a vector has no M or no N
     Couples:  A.K <-> B.K;  A.M <-> Y.M;  B.N <-> Y.N;  batch axes broadcast
     """
-    a, b, y = view.input(0), view.input(1), view.output()
+    yield from contraction(view, view.input(0), view.input(1), view.output())
+
+
+def contraction(view: View, a: ir.Value | None, b: ir.Value | None, y: ir.Value) -> Iterator[Fact]:
+    """What holds of every batched product of `a` and `b`."""
     left, right, rank = view.shape(a), view.shape(b), len(view.shape(y))
     yield from view.equal(view.axis(a, -1), view.axis(b, -2 if len(right) > 1 else 0))
     if len(left) > 1:
@@ -76,7 +80,12 @@ def gemm_macs(view: View) -> int:
 @macs("MatMul")
 def matmul_macs(view: View) -> int:
     """Output size x K; dynamic sizes counted as 1."""
-    return _product(view.shape(view.output())) * (view.shape(view.input(0))[-1] or 1)
+    return contraction_macs(view, 0)
+
+
+def contraction_macs(view: View, slot: int) -> int:
+    """Output size x K, the last size of the left factor at input `slot`."""
+    return _product(view.shape(view.output())) * (view.shape(view.input(slot))[-1] or 1)
 
 
 def _product(sizes: Sizes) -> int:
@@ -150,6 +159,8 @@ def gemm_trace(view: View, around: TraceView) -> Trace | None:
     if view.input(2) is None:
         return trace
     bias, index = view.constant(2), around.index(view.axis(view.output(), 1))
+    if bias is not None and bias.ndim == 2 and bias.shape[0] > 1:
+        return None  # differs by row, which no unit knows
     if bias is None or index is None or bias.size == 1 or bias.shape[-1] == 1:
         return trace if bias is not None and bias.size == 1 and not bias.any() else None
     return trace.plus(bias.reshape(-1, bias.shape[-1])[0][index] * view.attribute("beta", 1.0))

@@ -38,7 +38,8 @@ def linear(view: View, around: TraceView) -> Trace | None:
     Zero padding that counts makes sigmoid(-z) = 1 - sigmoid(z) fail at the border.
     """
     trace = around.inputs[0]
-    if trace is not None and trace.kind is Kind.SIGMOID and any(view.attribute("pads", ())):
+    padded = any(view.attribute("pads", ())) or view.attribute("auto_pad", "NOTSET") != "NOTSET"
+    if trace is not None and trace.kind is Kind.SIGMOID and padded:
         return trace.then(Kind.EQUAL)
     return trace
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from onnxprune.base import Fact
+from onnxprune.base import Fact, Inexact
+from onnxprune.ops.normalization import mixed
 from onnxprune.ops.registry import View, couples, traces
 from onnxprune.ops.trace import Kind, Trace, TraceView
 
@@ -12,6 +13,7 @@ _REDUCTIONS = (
     "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
     "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 )  # fmt: skip
+_ADDITIVE = ("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSum", "ReduceSumSquare")
 
 
 def _axes(view: View) -> Sequence[int] | None:
@@ -30,10 +32,12 @@ def _axes(view: View) -> Sequence[int] | None:
 
 @couples(*_REDUCTIONS)
 def reduce(view: View) -> Iterator[Fact]:
-    """Couple the axes that remain; positions that are summed over keep their sizes.
+    """Couple the axes that remain; those that are reduced end here.
 
     Forward:  y[i, ...] = reduce over `axes` of x[i, ...]
     Couples:  the other axes one to one, in order
+    Inexact:  along the reduced axes, unless a zero adds nothing to a sum; sums over a constant too,
+              which is no data that could become zero
     """
     x, y = view.input(0), view.output()
     axes = _axes(view)
@@ -41,7 +45,10 @@ def reduce(view: View) -> Iterator[Fact]:
     if axes is None:
         yield from view.fixed(x, *range(rank))
         return
-    yield from view.fixed(x, *axes)
+    yield from view.ends(x, *axes)
+    if view.node.op_type not in _ADDITIVE or view.constant(0) is not None:
+        for axis in axes:
+            yield Inexact(view.axis(x, axis), view.key, f"{view.node.op_type} over this axis")
     target = 0
     for position in range(rank):
         if position not in axes:
@@ -51,11 +58,11 @@ def reduce(view: View) -> Iterator[Fact]:
 
 @traces("ReduceMean", "ReduceSum")
 def linear(view: View, around: TraceView) -> Trace | None:
-    """Sums over positions are linear; only means keep sigmoid(-z) = 1 - sigmoid(z)."""
+    """A mean keeps the kind; of a sum, where errors add up, only equality is used."""
     trace = around.inputs[0]
-    if trace is not None and trace.kind is Kind.SIGMOID and view.node.op_type == "ReduceSum":
-        return trace.then(Kind.EQUAL)
-    return trace
+    if trace is None or view.node.op_type == "ReduceMean":
+        return trace
+    return trace.then(Kind.EQUAL)
 
 
 @traces("ReduceMax")
@@ -69,21 +76,15 @@ def maximum(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001 (the
 
 @couples("Softmax", "LogSoftmax", "Hardmax")
 def softmax(view: View) -> Iterator[Fact]:
-    """Couple the axes it does not normalize over; those it does keep their sizes.
+    """Couple every axis one to one.
 
     Forward:  y = exp(x) / sum(exp(x)) over `axis`; before opset 13 over all axes from `axis` on
-    Couples:  the other axes one to one
+    Couples:  x[p] <-> y[p]
+    Inexact:  along the axes it normalizes over
     """
-    x, y = view.input(0), view.output()
-    rank = len(view.shape(x))
+    rank = len(view.shape(view.input(0)))
     axis = view.attribute("axis", -1 if view.opset >= 13 else 1) % rank
-    normalized = [axis] if view.opset >= 13 else range(axis, rank)
-    for position in range(rank):
-        if position in normalized:
-            yield from view.fixed(x, position)
-            yield from view.fixed(y, position)
-        else:
-            yield from view.equal(view.axis(x, position), view.axis(y, position))
+    yield from mixed(view, [axis] if view.opset >= 13 else range(axis, rank))
 
 
 @couples("ArgMax", "ArgMin", "TopK", "CumSum")

@@ -9,11 +9,13 @@ of an operator stand in its family's file; a third party may add its own from it
     @absorbs     how the weights take over what a removed input unit contributed
     @traces      what a unit's value is as a function of its incoming parameters
     @parameters  input slots that hold what is trained
+    @mimics      standard operators with the same sizes, where shape inference knows no better
+    @zero_points input slots that say which number stands for nothing at a data input
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Coupling, Ends, Fact, Frozen, Index, Reason
+from onnxprune.emit import Emitter
 from onnxprune.errors import InvariantError
 from onnxprune.model import constant, node_key
 
@@ -28,18 +31,22 @@ __all__ = [
     "ABSORBS",
     "COUPLES",
     "MACS",
+    "MIMICS",
     "PARAMETERS",
     "RESIZES",
     "TRACES",
+    "ZERO_POINTS",
     "Role",
     "Sizes",
     "View",
     "absorbs",
     "couples",
     "macs",
+    "mimics",
     "parameters",
     "resizes",
     "traces",
+    "zero_points",
 ]
 
 Sizes = tuple["int | None", ...]
@@ -193,13 +200,22 @@ ABSORBS: Facet[Callable[..., Any]] = Facet("absorbs")
 TRACES: Facet[Callable[..., Any]] = Facet("traces")
 PARAMETERS: Facet[Callable[[], Mapping[int, str]]] = Facet("parameters")
 
+ZERO_POINTS: Facet[Callable[[], Mapping[int, int]]] = Facet("zero_points")
+
+MIMICS: Facet[Callable[[Emitter, ir.Node], Sequence[ir.Value | None]]] = Facet("mimics")
 couples = COUPLES.register
 resizes = RESIZES.register
 macs = MACS.register
 absorbs = ABSORBS.register
 traces = TRACES.register
+mimics = MIMICS.register
 
 
 def parameters(*op_types: str, slots: Mapping[int, str], domain: str = "") -> None:
     """Declare which input slots of `op_types` hold parameters, and their roles."""
     PARAMETERS.register(*op_types, domain=domain)(lambda: slots)
+
+
+def zero_points(*op_types: str, slots: Mapping[int, int], domain: str = "") -> None:
+    """Declare per data slot of `op_types` the slot of its zero point, which stands for nothing."""
+    ZERO_POINTS.register(*op_types, domain=domain)(lambda: slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
@@ -22,7 +23,7 @@ def reshape(view: View) -> Iterator[Fact]:
     Forward:  y = x with other sizes
     Couples:  over the common refinement of both lists of sizes into atoms, each axis is a product
               of neighbouring atoms; an axis that is one atom on both sides is coupled one to one.
-              Sizes that do not nest keep theirs.
+              Sizes that do not nest keep theirs, and so do those that join a dynamic one.
     """
     x, y = view.input(0), view.output()
     assert x is not None
@@ -79,17 +80,60 @@ def _block(view: View, left: Sequence[Axis], right: Sequence[Axis]) -> Iterator[
     if len(left) == len(right) == 1:
         yield from view.equal(left[0], right[0])
         return
-    sizes = [[view.size(axis) for axis in side] for side in (left, right)]
-    atoms = None if None in sizes[0] + sizes[1] else refinement(*sizes)  # type: ignore[arg-type]
-    if atoms is None:
-        for axis in (*left, *right):
+    tails = [_static_tail(view, side) for side in (left, right)]
+    for side, tail in zip((left, right), tails, strict=True):
+        for axis in side[: len(side) - len(tail)]:
+            yield from _fixed(view, axis)
+    sizes = [[view.size(axis) or 1 for axis in tail] for tail in tails]
+    shared = _tail_atoms(sizes)
+    if shared is None:
+        for axis in (*tails[0], *tails[1]):
             yield from _fixed(view, axis)
         return
+    atoms, hidden = shared
+    axes = [
+        _products(tail, own, atoms, hidden if math.prod(own) < math.prod(atoms) else 0)
+        for tail, own in zip(tails, sizes, strict=True)
+    ]
     yield Choice(
         node=view.key,
         sizes=tuple(atoms),
-        axes=(*_products(left, sizes[0], atoms), *_products(right, sizes[1], atoms)),
+        axes=(*axes[0], *axes[1]),
+        whole=frozenset(range(hidden)),
     )
+
+
+def _static_tail(view: View, axes: Sequence[Axis]) -> Sequence[Axis]:
+    """What stands behind the last axis of dynamic size."""
+    start = len(axes)
+    while start and view.size(axes[start - 1]) is not None:
+        start -= 1
+    return axes[start:]
+
+
+def _tail_atoms(sizes: Sequence[Sequence[int]]) -> tuple[list[int], int] | None:
+    """The common atoms of both tails, and how many of the first lie in a dynamic axis of one side.
+
+    Row-major order aligns both at their end. Example: of (B, 16, 4, 16) and (B * 16, 64) the tails
+    are (16, 4, 16) and (64); the atoms are [16, 4, 16], the first of which is part of B * 16.
+    """
+    left, right = (math.prod(side) for side in sizes)
+    larger, smaller = max(left, right), min(left, right)
+    if not all(sizes) or larger % smaller:
+        return None
+    factor = larger // smaller
+    padded = [
+        [factor, *side] if factor > 1 and math.prod(side) == smaller else list(side)
+        for side in sizes
+    ]
+    atoms = refinement(*padded)
+    if atoms is None:
+        return None
+    hidden, product = 0, 1
+    while product < factor:
+        product *= atoms[hidden]
+        hidden += 1
+    return atoms, hidden
 
 
 def _fixed(view: View, axis: Axis) -> Iterator[Fact]:
@@ -114,13 +158,12 @@ def refinement(left: Sequence[int], right: Sequence[int]) -> list[int] | None:
 
 
 def _products(
-    axes: Sequence[Axis], sizes: Sequence[int | None], atoms: Sequence[int]
+    axes: Sequence[Axis], sizes: Sequence[int], atoms: Sequence[int], position: int
 ) -> Iterator[tuple[Axis, tuple[int, ...]]]:
-    """Each axis with the atoms it is made of, outermost first."""
-    position = 0
+    """Each axis with the atoms it is made of, outermost first, from the atom at `position` on."""
     for axis, size in zip(axes, sizes, strict=True):
         taken, product = [], 1
-        while product < (size or 1):
+        while product < size:
             product *= atoms[position]
             taken.append(position)
             position += 1
@@ -139,7 +182,11 @@ def transpose(view: View) -> Iterator[Fact]:
 
 @couples("Expand")
 def expand(view: View) -> Iterator[Fact]:
-    """Couple the axes that x brings; the ones it repeats to a larger size keep theirs."""
+    """Couple the axes that x brings; a repeated one begins here and follows its readers.
+
+    Forward:  y[..., i, ...] = x[..., i, ...], or x[..., 0, ...] where x has size 1
+    Couples:  (x, p)[i] <-> (y, p')[i], aligned from the last axis, where x has a size other than 1
+    """
     x, y = view.input(0), view.output()
     assert x is not None
     yield from broadcast(view, x, y)
@@ -147,7 +194,7 @@ def expand(view: View) -> Iterator[Fact]:
     for position, size in enumerate(view.shape(y)):
         brought = view.shape(x)[position - offset] if position >= offset else 1
         if size not in (None, 1) and brought == 1:
-            yield from view.fixed(y, position)
+            yield from view.ends(y, position)
     yield from _target(view)
 
 

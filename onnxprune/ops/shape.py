@@ -76,14 +76,32 @@ def _pinned(reader: ir.Node, slot: int, static: Mask) -> bool:
     return mask is not None and mask.shape == static.shape and bool((mask >= static).all())
 
 
-@couples("Constant", "ConstantOfShape", "Range", "EyeLike", "RandomNormal", "RandomUniform")
+@couples("Constant", "ConstantOfShape")
 def source(view: View) -> Iterator[Fact]:
-    """A Constant's axes are free to follow their readers; generated values keep their sizes."""
+    """The axes are free to follow their readers; a shape to fill has one entry per axis.
+
+    Forward:  y = the given array; y[...] = the given number, for every index
+    Couples:  nothing
+    """
     for value in view.node.inputs:
         if value is not None and value.name:
             yield from view.fixed(value, *range(len(view.shape(value))))
-    if view.node.op_type != "Constant":
-        yield from view.fixed(view.output(), *range(len(view.shape(view.output()))))
-        return
-    for position in range(len(view.shape(view.output()))):
-        yield Ends(view.axis(view.output(), position))
+    yield from view.ends(view.output(), *range(len(view.shape(view.output()))))
+
+
+@resizes("ConstantOfShape")
+def refill(edit: Edit) -> None:
+    """The sizes to fill follow the output."""
+    edit.sizes(0)
+
+
+@couples("Range", "EyeLike", "RandomNormal", "RandomUniform")
+def generated(view: View) -> Iterator[Fact]:
+    """Freeze what is generated: the value depends on the position.
+
+    Forward:  y[i] = start + i * delta; ones on a diagonal; random numbers
+    Couples:  nothing
+    """
+    for value in (*view.node.inputs, view.output()):
+        if value is not None and value.name:
+            yield from view.fixed(value, *range(len(view.shape(value))))

@@ -50,6 +50,9 @@ class Report:
         achieved: the share in [0, 1] of the target's parameters or MACs that remains, None
             without a target.
         reached: whether that is the target; None without one.
+        difference: largest absolute difference of any output to the model that went in; None when
+            the model was trained, or nothing could be run.
+        agreement: share in [0, 1] of examples with the same top class as before; None likewise.
         notes: what the user should know, one sentence each.
         run_directory: where the records are; None when none were kept.
     """
@@ -66,6 +69,8 @@ class Report:
     target: str | None = None
     achieved: float | None = None
     reached: bool | None = None
+    difference: float | None = None
+    agreement: float | None = None
     notes: tuple[str, ...] = ()
     run_directory: str | None = None
 

@@ -56,7 +56,8 @@ def render(result: Report | Inspection, *, terminal: bool = False, width: int = 
 def _report(report: Report) -> tuple[list[_Grid], list[str]]:
     rows = tuple(_size_rows(report.before, report.after))
     notes = [f"{report.exact + report.bounded} units removed, {report.exact} of them exactly"]
-    notes[0] += f"; {report.steps} steps in {report.seconds:.1f} s"
+    steps = f"{report.steps} steps in " if report.steps else ""
+    notes[0] += f"; {steps}{report.seconds:.1f} s"
     if report.target is not None:
         left = "" if report.achieved is None else f"; {100 * report.achieved:.1f} % remain"
         verdict = {True: "reached", False: "not reached", None: "asked for"}[report.reached]

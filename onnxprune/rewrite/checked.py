@@ -11,10 +11,11 @@ import onnx_ir as ir
 from onnxprune.base import Array, Mask, Plan
 from onnxprune.errors import ModelError, PlanError
 from onnxprune.graph.groups import Analysis
+from onnxprune.rewrite.compensate import check
 from onnxprune.rewrite.prune import Pruned, prune
 from onnxprune.rewrite.reference import reference
 from onnxprune.runtime.session import Device
-from onnxprune.runtime.verify import TOLERANCE, Agreement, compare
+from onnxprune.runtime.verify import Agreement, compare, tolerance_of
 
 __all__ = ["Checked", "checked_prune"]
 
@@ -51,7 +52,7 @@ def checked_prune(
     feeds: Mapping[str, Array],
     *,
     device: Device | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Checked:
     """Apply `plan` and compare with the reference on a real batch; groups that fail are put back.
 
@@ -61,19 +62,25 @@ def checked_prune(
         plan: what to remove.
         feeds: one batch.
         device: where to run the comparison.
-        tolerance: see `runtime.verify`.
+        tolerance: relative; by default what the element types of `model` allow.
 
     Raises:
         PlanError: the plan does not fit the groups.
     """
+    check({group.name: group for group in analysis.groups}, plan)
+    trial = _Trial(
+        model=model,
+        analysis=analysis,
+        feeds=feeds,
+        device=device,
+        tolerance=tolerance_of(model) if tolerance is None else tolerance,
+    )
     failed: list[str] = []
-    attempt = _attempt(model, analysis, plan, feeds, device, tolerance)
+    attempt = trial.of(plan)
     if attempt is None:
-        for name in plan.keep:
-            alone = plan.without(frozenset(plan.keep) - {name})
-            if _attempt(model, analysis, alone, feeds, device, tolerance) is None:
-                failed.append(name)
-        attempt, failed = _without_failed(model, analysis, plan, feeds, device, tolerance, failed)
+        alone = {name: plan.without(frozenset(plan.keep) - {name}) for name in plan.keep}
+        failed = [name for name, part in alone.items() if trial.of(part) is None]
+        attempt, failed = _without_failed(trial, plan, failed)
         plan = plan.without(frozenset(failed))
     pruned, agreement = attempt
     return Checked(
@@ -81,68 +88,61 @@ def checked_prune(
         plan=plan,
         agreement=agreement,
         rolled_back=tuple(failed),
-        exact=_confirmed(model, analysis, plan, feeds, device, tolerance),
+        exact=_confirmed(trial, plan),
     )
 
 
-_Attempt = tuple[Pruned, Agreement]
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Trial:
+    """Where plans are tried: a model, a batch, a tolerance."""
 
+    model: ir.Model
+    analysis: Analysis
+    feeds: Mapping[str, Array]
+    device: Device | None
+    tolerance: float
 
-def _attempt(
-    model: ir.Model,
-    analysis: Analysis,
-    plan: Plan,
-    feeds: Mapping[str, Array],
-    device: Device | None,
-    tolerance: float,
-) -> _Attempt | None:
-    """The verified result of `plan`; None when it fails."""
-    try:
-        pruned = prune(model, analysis, plan)
-        expected = reference(model, analysis, plan)
-        agreement = compare(expected, pruned.model, feeds, device=device, tolerance=tolerance)
-    except (ModelError, PlanError):
-        return None
-    return (pruned, agreement) if agreement.holds else None
+    def of(self, plan: Plan) -> tuple[Pruned, Agreement] | None:
+        """The verified result of `plan`; None when it fails."""
+        try:
+            pruned = prune(self.model, self.analysis, plan)
+            agreement = self.compare(reference(self.model, self.analysis, plan), pruned.model)
+        except (ModelError, PlanError):
+            return None
+        return (pruned, agreement) if agreement.holds else None
+
+    def compare(self, expected: ir.Model, actual: ir.Model) -> Agreement:
+        """How far two models are apart on the batch."""
+        return compare(expected, actual, self.feeds, device=self.device, tolerance=self.tolerance)
 
 
 def _without_failed(
-    model: ir.Model,
-    analysis: Analysis,
-    plan: Plan,
-    feeds: Mapping[str, Array],
-    device: Device | None,
-    tolerance: float,
-    failed: list[str],
-) -> tuple[_Attempt, list[str]]:
+    trial: _Trial, plan: Plan, failed: list[str]
+) -> tuple[tuple[Pruned, Agreement], list[str]]:
     """Leave out the groups that failed alone, then, while it still fails, one after the other."""
     remaining = [name for name in plan.keep if name not in failed]
     while True:
-        attempt = _attempt(
-            model, analysis, plan.without(frozenset(failed)), feeds, device, tolerance
-        )
+        attempt = trial.of(plan.without(frozenset(failed)))
         if attempt is not None:
             return attempt, failed
         if not remaining:
-            return (Pruned(model=model, kept={}), Agreement(error=0.0, relative=0.0)), failed
+            unchanged = Pruned(model=trial.model, kept={})
+            return (unchanged, Agreement(error=0.0, relative=0.0)), failed
         failed = [*failed, remaining.pop()]
 
 
-def _confirmed(
-    model: ir.Model,
-    analysis: Analysis,
-    plan: Plan,
-    feeds: Mapping[str, Array],
-    device: Device | None,
-    tolerance: float,
-) -> int:
-    """How many removals are exact: the model without just those equals the unmodified one."""
-    exact = only_exact(plan)
+def _confirmed(trial: _Trial, plan: Plan) -> int:
+    """How many removals are exact: the model without just those equals the unmodified one.
+
+    Never those of a group that a normalization or a mean sees as a whole: what they change may be
+    small, but it is there.
+    """
+    inexact = frozenset(group.name for group in trial.analysis.groups if not group.exact)
+    exact = only_exact(plan.without(inexact))
     if not exact.removed():
         return 0
     try:
-        smaller = prune(model, analysis, exact).model
-        agreement = compare(model, smaller, feeds, device=device, tolerance=tolerance)
+        agreement = trial.compare(trial.model, prune(trial.model, trial.analysis, exact).model)
     except (ModelError, PlanError):
         return 0
     return exact.removed() if agreement.holds else 0

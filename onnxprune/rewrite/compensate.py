@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -35,13 +36,17 @@ class Substitute:
 
 
 def substitutes(groups: Iterable[Group], plan: Plan) -> dict[Consumer, Substitute]:
-    """What stands at every consumer of the plan's groups, over all groups that meet there."""
+    """What stands at every consumer of the plan's groups, over all groups that meet there.
+
+    Where a node uses a unit within itself (`Group.inner`), the unit's entries of the weight are
+    what is replaced, and only zero can stand there.
+    """
     collected: dict[Consumer, list[Substitute]] = {}
     for group in groups:
         mask = plan.keep.get(group.name)
         if mask is None or mask.all():
             continue
-        for consumer in group.consumers:
+        for consumer in (*group.consumers, *group.inner):
             collected.setdefault(consumer, []).append(_substitute(group, consumer.axis, plan))
     return {consumer: _joined(parts) for consumer, parts in collected.items()}
 
@@ -131,8 +136,16 @@ def check(groups: dict[str, Group], plan: Plan) -> None:
             )
         if not mask.any():
             raise PlanError(f"plan for {name}: the last unit would go; keep one", group=name)
-    for problem in _contradictions(plan):
+    for problem in chain(_contradictions(plan), _used_inside(groups, plan)):
         raise PlanError(f"plan: {problem}")
+
+
+def _used_inside(groups: dict[str, Group], plan: Plan) -> Iterator[str]:
+    """Nothing inside a node could take over what a unit contributed there."""
+    exchanged = {fold.group for fold in plan.folds} | {merge.group for merge in plan.merges}
+    for name in sorted(exchanged & groups.keys()):
+        for consumer in groups[name].inner:
+            yield f"{name} is used inside {consumer.node}; its units can only go without exchange"
 
 
 def _contradictions(plan: Plan) -> Iterator[str]:

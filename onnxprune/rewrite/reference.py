@@ -13,13 +13,15 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Consumer, Plan
 from onnxprune.graph.consumers import absorber, outgoing
+from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.shapes import dtypes
 from onnxprune.model import opset
-from onnxprune.ops.edit import Edit
-from onnxprune.ops.registry import View, arange
+from onnxprune.ops.edit import Absorber, Edit
+from onnxprune.ops.registry import ZERO_POINTS, View, arange
 from onnxprune.rewrite.compensate import Substitute, contribution, substitutes
+from onnxprune.rewrite.inexact import hide_removed
 
 __all__ = ["reference"]
 
@@ -27,17 +29,24 @@ __all__ = ["reference"]
 def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
     """A copy of `model` in which every consumer sees what `plan` puts in place of removed units.
 
-    At each consumer's input: 0 for a removed unit, its constant for a folded one,
-    `scale * survivor + offset` for a merged one. All weights stay at their sizes. Where a consumer
-    pads its input with zeros, constants reach its output as if they stood in the padding too, which
-    is what a bias does.
+    At each consumer's input: 0 for a removed unit (the zero point where the input holds integers),
+    its constant for a folded one, `scale * survivor + offset` for a merged one. All weights stay at
+    their sizes. Where a consumer pads its input with zeros, constants reach its output as if they
+    stood in the padding too, which is what a bias does. A node that is inexact along a resized axis
+    (a normalization, a mean) sees the kept units only.
     """
     copy = model.clone()
     by_key = {view.key: view for view in views(copy, analysis.shapes, analysis.known)}
+    kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
+    wanted = substitutes(analysis.groups, plan)
+    absorbers = {consumer: absorber(by_key[consumer.node], consumer) for consumer in wanted}
+    hidden = hide_removed(copy, analysis, kept)
     nodes = {key: view.node for key, view in by_key.items()}
     types = dtypes(model)
-    for number, (consumer, substitute) in enumerate(substitutes(analysis.groups, plan).items()):
-        substitute = _behind_padding(copy, by_key[consumer.node], consumer, substitute)
+    for number, (consumer, substitute) in enumerate(wanted.items()):
+        if consumer.node in hidden:
+            continue
+        substitute = _behind_padding(copy, by_key[consumer.node], absorbers[consumer], substitute)
         sizes = analysis.shapes[consumer.axis.value]
         shape = [1] * len(sizes)
         shape[consumer.axis.position] = sizes[consumer.axis.position] or 0
@@ -48,10 +57,9 @@ def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
 
 
 def _behind_padding(
-    model: ir.Model, view: View, consumer: Consumer, substitute: Substitute
+    model: ir.Model, view: View, how: Absorber | None, substitute: Substitute
 ) -> Substitute:
     """Move the constants of a padded consumer from its input to its output."""
-    how = absorber(view, consumer)
     if how is None or not how.padded or not substitute.offset.any():
         return substitute
     vector = contribution(outgoing(view, how), substitute)
@@ -76,7 +84,9 @@ def _replace(
     scale[substitute.removed] = substitute.scale
     source[substitute.removed] = substitute.source
     data = tape.before.inputs[consumer.slot]
-    fill = tape.constant(offset.reshape(shape).astype(dtype))
+    fill = _zero_point(tape, consumer.slot)
+    if fill is None:
+        fill = tape.constant(offset.reshape(shape).astype(dtype))
     if scale.any():
         taken = tape.op("Gather", data, tape.constant(source), axis=consumer.axis.position)
         scaled = tape.op("Mul", taken, tape.constant(scale.reshape(shape).astype(dtype)))
@@ -85,12 +95,21 @@ def _replace(
     tape.before.replace_input_with(consumer.slot, masked)
 
 
+def _zero_point(tape: _Tape, slot: int) -> ir.Value | None:
+    """What stands for nothing at an input of integers; None where that is 0."""
+    node = tape.before
+    slots = ZERO_POINTS.find(node, tape.opset)
+    place = None if slots is None else slots().get(slot)
+    return None if place is None or place >= len(node.inputs) else node.inputs[place]
+
+
 class _Tape:
     """Inserts nodes in front of one node, under names of one prefix."""
 
     def __init__(self, model: ir.Model, before: ir.Node, prefix: str) -> None:
         self.graph, self.before, self.prefix, self.count = model.graph, before, prefix, 0
-        self.has_where = opset(model) >= 9
+        self.opset = opset(model)
+        self.has_where = self.opset >= 9
 
     def _name(self) -> str:
         self.count += 1

@@ -3,7 +3,8 @@
 TorchScript keeps one copy of equal initializers: in a freshly made network one vector of ones
 scales ten unrelated normalizations. Left shared, all of them would have to lose the same channels.
 Vectors of one repeated number are given back to each reader; weights that are really shared stay
-shared.
+shared. Values filled with one number at run time go to each reader too: all layers of a recurrent
+network start from parts of the same zeros, and would have to lose the same units.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ __all__ = ["untie"]
 
 
 def untie(model: ir.Model) -> ir.Model:
-    """A copy with one initializer per reader of such vectors; `model` itself when it has none."""
-    if not any(len(readers) > 1 for _, readers in _shared(model)):
+    """A copy in which every reader has its own; `model` itself when nothing is shared."""
+    tied = any(len(readers) > 1 for _, readers in _shared(model))
+    if not tied and not any(len(_reading(node)) > 1 for node in _fills(model)):
         return model
     copy = model.clone()
+    for node in reversed(_fills(copy)):
+        for number, reader in enumerate(_reading(node)[1:], start=1):
+            _give(copy, node, reader, number)
     for value, readers in list(_shared(copy)):
         for node, slot in readers[1:]:
             name = f"{value.name}/{node_key(node)}"
@@ -55,3 +60,45 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
             yield from _readers(output)
         else:
             yield use.node, use.idx
+
+
+_PARTS = {"Slice", "Identity", "Transpose", "Squeeze", "Unsqueeze"}
+
+
+def _fills(model: ir.Model) -> list[ir.Node]:
+    """Nodes whose output holds one real number everywhere, in order."""
+    found: list[ir.Node] = []
+    outputs: set[ir.Value | None] = set()
+    for node in model.graph:
+        if node.domain not in ("", "ai.onnx") or not node.inputs:
+            continue
+        data = node.inputs[0]
+        array = constant(data) if node.op_type == "Expand" else None
+        filled = array is not None and array.size == 1 and array.dtype.kind == "f"
+        if node.op_type == "ConstantOfShape":
+            given = node.attributes.get("value")
+            filled = given is None or given.as_tensor().dtype.is_floating_point()
+        if filled or (node.op_type in _PARTS and data in outputs):
+            found.append(node)
+            outputs.add(node.outputs[0])
+    return found
+
+
+def _reading(node: ir.Node) -> list[ir.Node]:
+    """Who reads what a node puts out, once each; nobody where the graph puts it out too."""
+    output = node.outputs[0]
+    if output.is_graph_output():
+        return []
+    return list(dict.fromkeys(use.node for use in output.uses()))
+
+
+def _give(model: ir.Model, node: ir.Node, reader: ir.Node, number: int) -> None:
+    """Let `reader` read a copy of `node`."""
+    old = node.outputs[0]
+    own = ir.Node("", node.op_type, node.inputs, node.attributes.values(), num_outputs=1)
+    own.outputs[0].name = f"{old.name}/{number}"
+    own.outputs[0].type, own.outputs[0].shape = old.type, old.shape
+    model.graph.insert_after(node, own)
+    for slot, value in enumerate(reader.inputs):
+        if value is old:
+            reader.replace_input_with(slot, own.outputs[0])

@@ -10,11 +10,20 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array
+from onnxprune.model import constants
 from onnxprune.runtime.session import Device, Runner
 
-__all__ = ["TOLERANCE", "Agreement", "agreement", "compare"]
+__all__ = ["TOLERANCE", "Agreement", "agreement", "compare", "tolerance_of"]
 
 TOLERANCE = 1e-4  # of the largest magnitude in an output; float32 sums in another order stay below
+_HALF_TOLERANCE = 5e-3  # where float16 or bfloat16 weights take part
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def tolerance_of(model: ir.Model) -> float:
+    """What rounding may do to the outputs of `model`, by the types of its weights."""
+    half = any(value.dtype in _HALVES for value in constants(model).values())
+    return _HALF_TOLERANCE if half else TOLERANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from onnxprune.graph.parameters import trained
 from onnxprune.graph.shapes import with_input_shapes
 from onnxprune.model import load
 from onnxprune.reports import FrozenRow, GroupRow, Inspection
+from onnxprune.rewrite.inline import inline
 
 __all__ = ["inspect"]
 
@@ -35,7 +36,7 @@ def inspect(
         ConfigError: an unknown input name, or a pattern that is none.
     """
     sizes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    graph = with_input_shapes(load(model), sizes)
+    graph = with_input_shapes(inline(load(model)), sizes)
     analysis = analyze(graph)
     weights = cost.unit_parameters(graph, analysis)
     parameters, macs = cost.parameters(graph), cost.macs(graph, analysis)

@@ -20,9 +20,11 @@ from onnxprune.data import (
     read,
     split_validation,
 )
+from onnxprune.errors import DataError
 from onnxprune.graph.shapes import settle, with_input_shapes
 from onnxprune.model import load, model_input
 from onnxprune.ops.registry import Sizes
+from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
@@ -96,7 +98,7 @@ def pose(
         DataError: the data does not fit the model or the loss.
         ConfigError: no way to tell what to train, or an impossible option.
     """
-    model = untie(load(path))
+    model = untie(inline(load(path)))
     fitted = fit_data(model, data, validation, config)
     shapes, _ = settle(sized(model, config))
     objective = resolve(
@@ -114,6 +116,13 @@ def pose(
         rng = stream(config.seed, "validation")
         train, given = split_validation(train, config.validation_fraction, rng)
     static = _static_batch(model)
+    if static is not None and len(train) < static:
+        raise DataError(
+            f"{os.fspath(path)}: takes batches of {static} only, but there are {len(train)} "
+            "training examples; give more, or export the model with a dynamic batch axis",
+            expected=static,
+            got=len(train),
+        )
     notes = fitted.notes
     if static is not None and static != config.batch_size:
         notes += (f"the model takes batches of {static} only, so --batch-size is {static}",)
@@ -132,9 +141,19 @@ def pose(
 
 
 def sized(model: ir.Model, config: RunConfig) -> ir.Model:
-    """A copy for analysis, with the input sizes that the user gave; `model` if there are none."""
+    """A copy for analysis, with the input sizes that the user gave; `model` if there are none.
+
+    The batch axis stays open where the model leaves it open: batches have other sizes.
+    """
     sizes = {name: tuple(shape) for name, shape in config.input_shapes.items()}
-    return with_input_shapes(model, sizes)
+    copy = with_input_shapes(model, sizes)
+    declared = {value.name: value.shape for value in model_input(model)}
+    for value in model_input(copy) if sizes else ():
+        shape = declared[value.name]
+        if value.name in sizes and (shape is None or not isinstance(shape[0], int)):
+            first = "N" if shape is None else shape[0]
+            value.shape = ir.Shape([first, *sizes[value.name][1:]])
+    return copy
 
 
 def fit_data(model: ir.Model, data: Source, validation: Source | None, config: RunConfig) -> Data:

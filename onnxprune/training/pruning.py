@@ -109,6 +109,8 @@ def moment(
         ranks = {name: len(sizes) for name, sizes in stage.analysis.shapes.items()}
         forward = evaluation_copy(model, [problem.objective.prediction])
         instrumented, collector = attach(forward, axes, observables, ranks)
+        if not collector.names:
+            return {}
         runner = Runner(instrumented, device=problem.device)
         seen: Observations = {}
         count = len(next(iter(sample.values())))

@@ -19,7 +19,7 @@ from onnxprune.errors import InvariantError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
 from onnxprune.methods import METHODS
-from onnxprune.model import file_size, load, save
+from onnxprune.model import file_size, has_external_data, load, save
 from onnxprune.reports import Event, Finished, Report, RunDirectory, Size, Started
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import check_runtime
@@ -183,15 +183,16 @@ def _report(
     models = (problem.model, result)
     times = latencies(models, _some_inputs(problem), device=problem.device)
     analyses = (stage.analysis, outcome.stage.analysis)
+    files = (_bytes(problem.model, path), _bytes(result, target))
     sizes = [
         Size(
             parameters=cost.parameters(each),
             macs=cost.macs(each, analysis),
-            bytes=file_size(each),
+            bytes=disk,
             latency_ms=taken,
             metrics={} if problem.judged is None else _metrics(problem, each, problem.judged[1]),
         )
-        for each, analysis, taken in zip(models, analyses, times, strict=True)
+        for each, analysis, taken, disk in zip(models, analyses, times, files, strict=True)
     ]
     goal = problem.config.goal
     achieved = reached = None
@@ -215,6 +216,11 @@ def _report(
         notes=(*problem.notes, *_judged_note(problem), *outcome.notes),
         run_directory=os.fspath(directory.path),
     )
+
+
+def _bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
+    """Size of the file at `path`, external data included."""
+    return file_size(model) if has_external_data(model) else os.path.getsize(path)
 
 
 def _judged_note(problem: Problem) -> tuple[str, ...]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import coupled, frozen, group_members, model, rows, straight
+from graphs import coupled, ended, frozen, group_members, model, rows, straight
 
 from onnxprune.base import Reason
 from onnxprune.graph.groups import analyze
@@ -122,7 +122,36 @@ def test_a_slope_per_unit_is_part_of_what_makes_units_equal() -> None:
     assert (found.rows[0] != found.rows[2]).any()
 
 
-def test_a_product_of_two_units_is_not_traced() -> None:
-    network = model(FRAME % ("4", "s = Sigmoid(h) a = Mul(h, s)"))
-    analysis = analyze(network)
-    assert trace(network, analysis, analysis.groups[0]) is None
+def test_a_product_of_two_values_of_a_unit_keeps_only_equality() -> None:
+    w = np.ones((3, 4), np.float32)
+    found = traced("s = Sigmoid(h) a = Mul(h, s)", "4", w=w)
+    assert found.kind is Kind.EQUAL
+    np.testing.assert_array_equal(found.rows[0], found.rows[1])
+
+
+@pytest.mark.parametrize("op", ["BitwiseAnd", "BitwiseOr", "BitwiseXor"])
+def test_bitwise_operators_couple_aligned_axes(op: str) -> None:
+    network = model(
+        f"(int64[N, 3] x) => (int64[N, 3] y) {{ y = {op}(x, mask) }}", opset=18, mask=[1, 2, 3]
+    )
+    assert coupled(network, "mask[0]", "y[1]") == straight(3)
+
+
+def test_cast_like_reads_only_the_type_of_its_second_input() -> None:
+    network = model("""(float[N, 3] x, double[2, 7] like) => (double[N, 3] y) {
+        y = CastLike(x, like)
+    }""")
+    assert coupled(network, "x[1]", "y[1]") == straight(3)
+    assert "like[1]" in ended(network)
+
+
+def test_slopes_of_opset_6_are_not_guessed() -> None:
+    network = model(
+        "(float[N, 3, 3] x) => (float[N, 3, 3] y) <float[3] s> { y = PRelu(x, s) }", opset=6
+    )
+    assert Reason.NO_RULE in frozen(network, "s[0]")
+
+
+def test_the_mask_of_an_old_dropout_has_sizes() -> None:
+    network = model("(float[N, 3] x) => (float[N, 3] y) { y, mask = Dropout(x) }", opset=9)
+    assert coupled(network, "x[1]", "mask[1]") == straight(3)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from graphs import coupled, frozen, group_members, model, rows, straight
+from checks import agreeing, changed
+from graphs import coupled, ended, frozen, group_members, members, model, rows, straight
 
-from onnxprune.base import Reason
+from onnxprune.base import Plan, Reason
+from onnxprune.graph.groups import analyze
 from onnxprune.ops.reshape import refinement
 
 
@@ -94,10 +97,11 @@ def test_squeeze_and_unsqueeze_pass_the_other_axes_on() -> None:
     assert coupled(network, "u[2]", "y[1]") == straight(5)
 
 
-def test_expand_freezes_what_it_repeats() -> None:
+def test_what_expand_repeats_begins_there() -> None:
     network = model("(float[1, 5] x) => (float[3, 5] y) { a = Relu(x) y = Expand(a, s) }", s=[3, 1])
     assert coupled(network, "a[1]", "y[1]") == straight(5)
-    assert Reason.POSITIONS in frozen(network, "y[0]")
+    assert frozen(network, "y[0]") == {Reason.GRAPH_OUTPUT}
+    assert "y[0]" in ended(network)
 
 
 def test_heads_are_units_when_both_sides_of_a_reshape_can_carry_them() -> None:
@@ -115,3 +119,45 @@ def test_heads_are_units_when_both_sides_of_a_reshape_can_carry_them() -> None:
     (group,) = group_members(network)
     assert group["w[1]"] == [[0, 1, 2], [3, 4, 5]]
     assert group["s[1]"] == rows(2)
+
+
+HEADS_IN_BATCH = """(float[N, 5, 8] x) => (float[M, 2] y) <float[8, 12] w, float[{width}, 2] v> {{
+    h = MatMul(x, w)
+    p = Reshape(h, parted)
+    f = Reshape(p, joined)
+    y = MatMul(f, v)
+}}"""
+
+
+def test_axes_behind_those_that_join_a_dynamic_one_keep_apart() -> None:
+    network = model(HEADS_IN_BATCH.format(width=12), parted=[0, 5, 3, 4], joined=[-1, 12])
+    (group,) = analyze(network).groups
+    assert members(group)["w[1]"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert members(group)["v[0]"] == members(group)["w[1]"]
+
+
+@pytest.mark.ort
+def test_heads_that_join_the_batch_leave_their_size() -> None:
+    network = model(HEADS_IN_BATCH.format(width=4), parted=[0, 5, 3, 4], joined=[-1, 4])
+    analysis = analyze(network)
+    (group,) = analysis.groups
+    assert members(group)["w[1]"] == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    plan = Plan(keep={group.name: np.array([True, False, True, True])})
+    assert changed(network, agreeing(network, analysis, plan, tolerance=1e-5))
+
+
+@pytest.mark.ort
+def test_one_axis_may_be_split_between_a_dynamic_and_a_static_one() -> None:
+    network = model(
+        """(float[N, 8] x) => (float[M, 2] y) <float[8, 12] w, float[4, 2] v> {
+            h = MatMul(x, w)
+            f = Reshape(h, joined)
+            y = MatMul(f, v)
+        }""",
+        joined=[-1, 4],
+    )
+    analysis = analyze(network)
+    (group,) = analysis.groups
+    assert members(group)["w[1]"] == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    plan = Plan(keep={group.name: np.array([False, True, True, False])})
+    assert changed(network, agreeing(network, analysis, plan, tolerance=1e-5))

@@ -11,9 +11,10 @@ from graphs import feeds
 from strategies import random_plan
 
 from onnxprune.base import Array
-from onnxprune.errors import InvalidModelError, ModelError
+from onnxprune.errors import ModelError
 from onnxprune.graph.groups import analyze
 from onnxprune.model import load
+from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.prune import prune
 from onnxprune.rewrite.reference import reference
 from onnxprune.runtime.session import Runner
@@ -32,7 +33,7 @@ TOO_NEW = {
     "torch_dynamo/hf_llama_gqa_op23": "RMSNormalization",
     "torch_dynamo/tenc_op23": "Attention",
 }
-INVALID = {"ort_tools/mlp3d_fp16w": "must be topologically sorted"}
+TOLERANCE = {"ort_tools/mlp3d_fp16w": 2e-3}  # computes in float16; 1e-4 for all others
 
 
 def corpus(names: list[str]) -> pytest.MarkDecorator:
@@ -49,10 +50,10 @@ def given(file: Path, network: object) -> dict[str, Array]:
     return feeds(network)  # type: ignore[arg-type]
 
 
-@corpus([name for name in FILES if name not in TOO_NEW and name not in INVALID])
+@corpus([name for name in FILES if name not in TOO_NEW])
 def test_random_plans_agree_with_the_reference(name: str) -> None:
     file = FILES[name]
-    network = load(file)
+    network = inline(load(file))
     analysis = analyze(network)
     data = given(file, network)
     Runner(network, DEVICE, optimize=False).run(data)
@@ -62,7 +63,9 @@ def test_random_plans_agree_with_the_reference(name: str) -> None:
         if plan.removed():
             expected = reference(network, analysis, plan)
             smaller = prune(network, analysis, plan).model
-            found = compare(expected, smaller, data, device=DEVICE, tolerance=1e-4)
+            found = compare(
+                expected, smaller, data, device=DEVICE, tolerance=TOLERANCE.get(name, 1e-4)
+            )
             assert found.holds, f"seed {seed}: differs by {found.relative:.2e}"
             original = compare(network, expected, data, device=DEVICE, tolerance=1e-3)
             changed.append(not original.holds)
@@ -77,7 +80,11 @@ def test_files_too_new_for_the_runtime_are_analyzed_and_refused(name: str) -> No
         Runner(network, DEVICE, optimize=False)
 
 
-@corpus([name for name in FILES if name in INVALID])
-def test_invalid_files_are_refused_with_the_reason(name: str) -> None:
-    with pytest.raises(InvalidModelError, match=INVALID[name]):
-        load(FILES[name])
+@corpus(["ort_tools/mlp3d_fp16w"] if "ort_tools/mlp3d_fp16w" in FILES else [])
+def test_nodes_in_a_wrong_order_are_sorted(name: str) -> None:
+    network = load(FILES[name])
+    made: set[str | None] = set()
+    for node in network.graph:
+        read = [value for value in node.inputs if value is not None and value.producer()]
+        assert made >= {value.name for value in read}
+        made |= {value.name for value in node.outputs}

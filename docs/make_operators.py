@@ -1,0 +1,74 @@
+"""Write docs/operators.md: what is known about every operator, read off the registry.
+
+Run `python docs/make_operators.py` after changing a rule; a test compares the committed page.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnxprune.ops.registry import (
+    ABSORBS,
+    COUPLES,
+    MACS,
+    NEWEST,
+    PARAMETERS,
+    RESIZES,
+    TRACES,
+)
+from onnxprune.training.compositions import LOWERINGS
+
+COLUMNS = (
+    "operator", "opsets", "couples", "weights", "resizes", "macs", "absorbs", "traces", "lowered",
+)  # fmt: skip
+PAGE = Path(__file__).with_name("operators.md")
+HEAD = """# Operators
+
+Written by `python docs/make_operators.py` from the rules in `onnxprune/ops`. An operator that is
+not here is frozen: the axes it touches keep their sizes, and `onnxprune inspect` names it as the
+reason.
+
+* **opsets**: versions of the operator's domain the rule is for.
+* **couples**: what belongs together; the whole of it stands in the rule's docstring.
+* **weights**: has inputs that are trained.
+* **resizes**: attributes or shape inputs follow a removal.
+* **macs**: counted in the cost.
+* **absorbs**: its weights can take over constants and duplicates of removed inputs.
+* **traces**: copies of units can be recognized through it.
+* **lowered**: rewritten in other operators for training, because the engine has no gradient (or a
+  wrong one) for it; the others are left to the engine.
+"""
+
+
+def page() -> str:
+    """The page as text."""
+    lines = [HEAD]
+    for domain in sorted({domain for domain, *_ in COUPLES.rows()}):
+        lines.append(f"## {domain or 'ai.onnx'}\n")
+        lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        lines.extend(_rows(domain))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _rows(wanted: str) -> Iterator[str]:
+    facets = (PARAMETERS, RESIZES, MACS, ABSORBS, TRACES)
+    known = [{(row[0], row[1]) for row in facet.rows()} for facet in facets]
+    for domain, op_type, low, high, rule in COUPLES.rows():
+        if domain == wanted:
+            first = (inspect.getdoc(rule) or "").partition("\n")[0].replace("|", "\\|")
+            marks = ["x" if (domain, op_type) in table else "" for table in known]
+            marks.append("x" if not domain and op_type in LOWERINGS else "")
+            yield f"| {op_type} | {_opsets(low, high)} | {first} | {' | '.join(marks)} |"
+
+
+def _opsets(low: int, high: int) -> str:
+    if high == NEWEST:
+        return "all" if low == 1 else f"{low} and newer"
+    return f"up to {high}" if low == 1 else f"{low} to {high}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,177 @@
+"""Which parameters hold the units of a group: what makes them, and what reads them.
+
+`weights(model, analysis)` looks at what enters the operators' slots, so that a weight counts as it
+is used: dequantized, transposed, normalized, where the file computes it from other constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Choice, Coupling, Fact
+from onnxprune.graph.couplings import facts
+from onnxprune.graph.groups import Analysis
+from onnxprune.model import constant, constants, evaluate
+from onnxprune.ops.registry import PARAMETERS, Role, View
+
+__all__ = ["Weight", "weights"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Weight:
+    """A parameter at the slot of an operator, seen from one of its axes.
+
+    Attributes:
+        array: its numbers.
+        op_type, slot: the operator that takes it, and where.
+        role: of the slot (`ops.registry.Role`); AFFINE where the operator declares none.
+        incoming: whether indices of the axis are made here (a filter) or read here (the column of
+            a weight that meets the unit in the next layer).
+    """
+
+    array: Array
+    op_type: str
+    slot: int
+    role: str
+    incoming: bool
+
+
+def weights(model: ir.Model, analysis: Analysis) -> dict[Axis, Weight]:
+    """The parameters of all groups, by the axis on which units lie; of several readers the maker.
+
+    Args:
+        model: not changed.
+        analysis: of this very graph.
+    """
+    axes = {member.axis for group in analysis.groups for member in group.members}
+    fixed = _fixed(model)
+    found: dict[Axis, tuple[View, int, bool]] = {}
+    for view, node_facts in _by_node(model, analysis):
+        if all(value.name in fixed for value in view.node.outputs):
+            continue
+        made = _made(node_facts, {value.name or "" for value in view.node.outputs})
+        for slot in range(len(view.node.inputs)):
+            for axis in _axes(view, slot):
+                if axis in axes and axis.value in fixed and (axis not in found or axis in made):
+                    found[axis] = (view, slot, axis in made)
+    arrays = _arrays(model, fixed, {axis.value for axis in found})
+    return {
+        axis: Weight(
+            array=arrays[axis.value],
+            op_type=view.node.op_type,
+            slot=slot,
+            role=_role(view, slot),
+            incoming=incoming,
+        )
+        for axis, (view, slot, incoming) in found.items()
+        if axis.value in arrays and _counts(arrays[axis.value])
+    }
+
+
+def _fixed(model: ir.Model) -> set[str]:
+    """Values that depend on constants alone."""
+    fixed = set(constants(model))
+    for node in model.graph:
+        if node.inputs and all(v is None or not v.name or v.name in fixed for v in node.inputs):
+            fixed.update(value.name or "" for value in node.outputs)
+    return fixed
+
+
+def _by_node(model: ir.Model, analysis: Analysis) -> Iterator[tuple[View, Sequence[Fact]]]:
+    collected: list[Fact] = []
+    current: View | None = None
+    for view, fact in facts(model, analysis.shapes, analysis.known):
+        if view is not current:
+            if current is not None:
+                yield current, collected
+            current, collected = view, []
+        collected.append(fact)
+    if current is not None:
+        yield current, collected
+
+
+def _axes(view: View, slot: int) -> Iterable[Axis]:
+    value = view.input(slot)
+    if value is None or value.name not in view.shapes:
+        return ()
+    return [view.axis(value, position) for position in range(len(view.shape(value)))]
+
+
+def _made(node_facts: Sequence[Fact], outputs: set[str]) -> set[Axis]:
+    """Axes that a node links to one of its outputs.
+
+    A product axis that was reached through one atom passes on to axes with the same atom only: the
+    group and the member of a group of a convolution are different things.
+    """
+    direct: dict[Axis, set[Axis]] = {}
+    atoms: dict[Axis, set[tuple[int, int]]] = {}
+    holders: dict[tuple[int, int], set[Axis]] = {}
+    for number, fact in enumerate(node_facts):
+        if isinstance(fact, Coupling):
+            direct.setdefault(fact.left, set()).add(fact.right)
+            direct.setdefault(fact.right, set()).add(fact.left)
+        elif isinstance(fact, Choice):
+            for axis, parts in fact.axes:
+                for atom in parts:
+                    if fact.sizes[atom] > 1:
+                        atoms.setdefault(axis, set()).add((number, atom))
+                        holders.setdefault((number, atom), set()).add(axis)
+    seen: set[tuple[Axis, tuple[int, int] | None]] = {
+        (axis, None) for axis in {*direct, *atoms} if axis.value in outputs
+    }
+    frontier = list(seen)
+    while frontier:
+        axis, via = frontier.pop()
+        reached = {(other, None) for other in direct.get(axis, ())}
+        through = atoms.get(axis, set()) if via is None else {via}
+        steps = reached | {(other, atom) for atom in through for other in holders[atom]}
+        frontier.extend(steps - seen)
+        seen |= steps
+    return {axis for axis, _ in seen}
+
+
+def _counts(array: Array) -> bool:
+    """Floating point, or int8 (whose zero point is 0 for weights); other integers are positions."""
+    return array.dtype.kind not in "biu" or array.dtype == np.int8
+
+
+def _role(view: View, slot: int) -> str:
+    declared = PARAMETERS.find(view.node, view.opset)
+    return (declared() if declared is not None else {}).get(slot, Role.AFFINE)
+
+
+def _arrays(model: ir.Model, fixed: set[str], wanted: set[str]) -> dict[str, Array]:
+    """The numbers behind constants, and behind what is computed from constants."""
+    known = constants(model)
+    arrays = {name: _array(known[name]) for name in wanted if name in known}
+    chain = _chain(model, fixed, wanted - set(known))
+    if chain:
+        feeds = {
+            value.name: _array(known[value.name])
+            for node in chain
+            for value in node.inputs
+            if value is not None and value.name in known
+        }
+        arrays |= evaluate(model, chain, feeds, sorted(wanted - set(known)))
+    return arrays
+
+
+def _chain(model: ir.Model, fixed: set[str], wanted: set[str]) -> list[ir.Node]:
+    """The nodes that compute `wanted` from constants, in order."""
+    needed, chain = set(wanted), []
+    for node in reversed(list(model.graph)):
+        names = {value.name for value in node.outputs}
+        if names & needed and names <= fixed and node.op_type != "Constant":
+            chain.append(node)
+            needed |= {value.name for value in node.inputs if value is not None and value.name}
+    return chain[::-1]
+
+
+def _array(value: ir.Value) -> Array:
+    array = constant(value)
+    assert array is not None
+    return array

@@ -1,0 +1,182 @@
+"""Which units go, given their scores and what may remain.
+
+`allocate` removes units in one order until the model fits the budget. The order is what makes an
+allocation: groups are divided into classes, the units of a class are ranked together, and all
+classes lose the same share.
+
+    uniform      every group is a class: the same share everywhere
+    global       one class: scores are divided by their group's mean, then one threshold holds for
+                 all; a group whose units matter equally loses few or most of them
+    isomorphic   groups of the same form are a class: Fang et al. 2024, "Isomorphic Pruning for
+                 Vision Models" (arXiv 2407.04616). The paper compares sub-structures of equal
+                 topology; our form is the number of units, and for every axis they occupy its
+                 position and the indices per unit. Scores are compared as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from onnxprune.base import Floats, Group, Mask
+from onnxprune.errors import ConfigError
+
+__all__ = ["ALLOCATIONS", "Allocated", "Cost", "allocate"]
+
+Cost: TypeAlias = Callable[[Mapping[str, Mask]], int]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Allocated:
+    """Masks, and how they stand to the budget.
+
+    Attributes:
+        keep: (U,) bool per group name, for groups that lose units.
+        size: what remains under it, in the budget's unit.
+        least: what would remain if every group were down to the fewest units it may have.
+    """
+
+    keep: Mapping[str, Mask]
+    size: int
+    least: int
+
+
+def _own(group: Group) -> Hashable:
+    return group.name
+
+
+def _all(_group: Group) -> Hashable:
+    return ()
+
+
+def _form(group: Group) -> Hashable:
+    return group.size, tuple(
+        (member.axis.position, member.index.shape[1]) for member in group.members
+    )
+
+
+ALLOCATIONS: Mapping[str, Callable[[Group], Hashable]] = {
+    "uniform": _own,
+    "global": _all,
+    "isomorphic": _form,
+}
+"""What `--allocation` takes, each with the class of a group."""
+
+
+def allocate(
+    groups: Sequence[Group],
+    scores: Mapping[str, Floats],
+    budget: int,
+    cost: Cost,
+    *,
+    allocation: str = "uniform",
+    round_to: int = 1,
+) -> Allocated:
+    """Remove the least important units until `cost` is at most `budget`, and no more than needed.
+
+    Every group keeps at least one unit, and its most important ones. The budget is approached from
+    below: after a bisection over the order of removal, groups get back what still fits, one step
+    each, the last one removed first.
+
+    Args:
+        groups: that may lose units; those without scores lose none.
+        scores: (U,) per group name, larger = keep.
+        budget: what may remain.
+        cost: what remains under masks.
+        allocation: a key of `ALLOCATIONS`.
+        round_to: groups that lose units keep a multiple of this many; smaller groups lose none.
+
+    Raises:
+        ConfigError: an unknown allocation, or `round_to` below 1.
+    """
+    if allocation not in ALLOCATIONS:
+        raise ConfigError(f"--allocation {allocation}: expected one of {', '.join(ALLOCATIONS)}")
+    if round_to < 1:
+        raise ConfigError(f"--round-to {round_to}: expected at least 1")
+    scored = [group for group in groups if group.name in scores]
+    order = _order(scored, scores, allocation)
+
+    def masks(counts: Sequence[int]) -> dict[str, Mask]:
+        return _masks(scored, scores, counts)
+
+    def kept(removals: int) -> list[int]:
+        gone = np.bincount(order[:removals], minlength=len(scored))
+        return [
+            _rounded(group.size, group.size - int(lost), round_to)
+            for group, lost in zip(scored, gone, strict=True)
+        ]
+
+    least = cost(masks(kept(len(order))))
+    low, high = 0, len(order)
+    while low < high and least <= budget:  # the fewest removals that fit
+        middle = (low + high) // 2
+        if cost(masks(kept(middle))) <= budget:
+            high = middle
+        else:
+            low = middle + 1
+    counts = kept(high)
+    if least <= budget:
+        counts = _given_back(counts, order[:high], scored, budget, cost, masks, round_to)
+    keep = masks(counts)
+    return Allocated(keep=keep, size=cost(keep), least=least)
+
+
+def _order(groups: Sequence[Group], scores: Mapping[str, Floats], allocation: str) -> Sequence[int]:
+    """The group that loses a unit, removal by removal."""
+    classes: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        classes.setdefault(ALLOCATIONS[allocation](group), []).append(number)
+    levels: list[tuple[float, int]] = []
+    for numbers in classes.values():
+        values = [scores[groups[number].name] for number in numbers]
+        if allocation == "global":
+            values = [value / (float(value.mean()) or 1.0) for value in values]
+        owners = np.repeat(numbers, [len(value) for value in values])
+        ranked = owners[np.argsort(np.concatenate(values), kind="stable")]
+        share = (np.arange(len(ranked)) + 1) / len(ranked)
+        levels += zip(share.tolist(), ranked.tolist(), strict=True)
+    return [number for _, number in sorted(levels, key=lambda level: level[0])]
+
+
+def _rounded(size: int, count: int, round_to: int) -> int:
+    """What a group of `size` units keeps that should keep `count`: the next higher multiple."""
+    if count >= size or size < round_to:
+        return size
+    up = -(-max(count, 1) // round_to) * round_to
+    return up if up <= size else size - size % round_to
+
+
+def _masks(
+    groups: Sequence[Group], scores: Mapping[str, Floats], counts: Sequence[int]
+) -> dict[str, Mask]:
+    """The most important units of each group; of equal ones the first."""
+    keep: dict[str, Mask] = {}
+    for group, count in zip(groups, counts, strict=True):
+        if count < group.size:
+            mask = np.zeros(group.size, np.bool_)
+            mask[np.argsort(-scores[group.name], kind="stable")[:count]] = True
+            keep[group.name] = mask
+    return keep
+
+
+def _given_back(
+    counts: list[int],
+    removals: Sequence[int],
+    groups: Sequence[Group],
+    budget: int,
+    cost: Cost,
+    masks: Callable[[Sequence[int]], dict[str, Mask]],
+    round_to: int,
+) -> list[int]:
+    """`counts` with one step more for groups where that still fits the budget."""
+    for number in dict.fromkeys(reversed(removals)):
+        size = groups[number].size
+        if counts[number] < size:
+            more = list(counts)
+            more[number] = min(counts[number] + round_to, size)
+            if cost(masks(more)) <= budget:
+                counts = more
+    return counts

@@ -1,0 +1,120 @@
+"""What a one-shot removal was asked to do, checked once: `PruneConfig`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from onnxprune.data import LAYOUTS
+from onnxprune.errors import ConfigError
+from onnxprune.methods.allocation import ALLOCATIONS
+from onnxprune.methods.importance import IMPORTANCES
+from onnxprune.training.config import PROVIDERS, Target, parse_target
+
+__all__ = ["PruneConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneConfig:
+    """All options of a one-shot removal; one of `target`, `lossless` and `recipe` is set.
+
+    Attributes:
+        target: what should remain, as `parse_target` reads it.
+        lossless: remove what changes nothing, and no more.
+        recipe: path of a recipe whose removal is repeated.
+        importance: a name in `IMPORTANCES`, for a target; None for variance with data, magnitude
+            without.
+        allocation: a name in `ALLOCATIONS`, for a target.
+        round_to: groups that lose units keep a multiple of this many.
+        keep: regular expression searched in group names; these groups lose no unit.
+        only: regular expression searched in group names; all other groups lose no unit.
+        compensate: with data, let the consumers of removed units take over their means.
+        strict: refuse to write a model that misses the target.
+        metadata: whether the recipe is also written into the model.
+        input_shapes: sizes by input name, for axes the model leaves open.
+        scale, mean, std, layout: how data becomes input, as `onnxprune.data.fit` takes them.
+        seed: of random scores and made-up inputs.
+        provider: where to compute.
+        threads: of the runtime; None lets it choose.
+    """
+
+    target: str | None = None
+    lossless: bool = False
+    recipe: str | None = None
+    importance: str | None = None
+    allocation: str = "uniform"
+    round_to: int = 1
+    keep: str | None = None
+    only: str | None = None
+    compensate: bool = True
+    strict: bool = False
+    metadata: bool = True
+    input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    scale: float | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    layout: str = "auto"
+    seed: int = 0
+    provider: str = "cpu"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_work()
+        for name, number in (("round-to", self.round_to), ("threads", self.threads)):
+            if number is not None and number < 1:
+                raise ConfigError(f"--{name} {number}: expected at least 1", value=number)
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: expected at least 0", value=self.seed)
+        for name, sizes in self.input_shapes.items():
+            if not sizes or any(size < 1 for size in sizes):
+                raise ConfigError(f"--input-shape {name}: expected sizes of at least 1")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "importance": (self.importance, IMPORTANCES),
+            "allocation": (self.allocation, ALLOCATIONS),
+            "layout": (self.layout, LAYOUTS),
+            "provider": (self.provider, PROVIDERS),
+        }
+        for name, (value, allowed) in choices.items():
+            if value is not None and value not in allowed:
+                raise ConfigError(f"--{name} {value}: expected one of {', '.join(allowed)}")
+        for name, pattern in (("keep", self.keep), ("only", self.only)):
+            _check_pattern(name, pattern)
+
+    def _check_work(self) -> None:
+        """Just one thing to do."""
+        asked = {
+            "--target": self.target is not None,
+            "--lossless": self.lossless,
+            "--recipe": self.recipe is not None,
+        }
+        given = [name for name, is_set in asked.items() if is_set]
+        if not given:
+            raise ConfigError(
+                "nothing to do: give --target params=50% (or macs=50%), --lossless, or --recipe F"
+            )
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other; choose one")
+        if self.recipe is not None and (self.keep is not None or self.only is not None):
+            raise ConfigError("--recipe repeats a removal as it is; leave out --keep and --only")
+        if self.target is not None:
+            parse_target(self.target)
+
+    @property
+    def goal(self) -> Target | None:
+        """The target as data."""
+        return None if self.target is None else parse_target(self.target)
+
+
+def _check_pattern(name: str, pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ConfigError(
+            f"--{name} {pattern}: not a regular expression ({error}); "
+            "write \\ before a special character",
+            option=name,
+        ) from error

@@ -1,0 +1,382 @@
+"""Prune a file without training: look, choose, remove, verify, write, and say what came of it.
+
+`prune_file` is the entry, and what the command line calls.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.data import Source, check_target
+from onnxprune.errors import (
+    ConfigError,
+    DataError,
+    InvariantError,
+    MethodError,
+    ModelError,
+    RuntimeUnavailableError,
+)
+from onnxprune.graph import cost
+from onnxprune.graph.groups import Analysis
+from onnxprune.model import file_size, load, save, trainable_dtype
+from onnxprune.oneshot.config import PruneConfig
+from onnxprune.oneshot.examples import Difference, Examples, differences, gather
+from onnxprune.oneshot.removal import (
+    Job,
+    Removal,
+    by_recipe,
+    candidates,
+    to_target,
+    without_loss,
+)
+from onnxprune.reports import Event, Report, Size
+from onnxprune.rewrite.inline import inline
+from onnxprune.rewrite.recipe import METADATA, Recipe
+from onnxprune.rewrite.untie import untie
+from onnxprune.runtime.latency import latencies
+from onnxprune.runtime.session import Device, Runner, check_runtime
+from onnxprune.runtime.verify import compare
+from onnxprune.training.config import output_path
+from onnxprune.training.evaluation import model_metrics
+from onnxprune.training.losses import resolve
+
+__all__ = ["prune_file"]
+
+_FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the graph computed
+_TRIAL_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Result:
+    """Graphs before and after with their analyses, and how they compare."""
+
+    before: tuple[ir.Model, Analysis]
+    after: tuple[ir.Model, Analysis]
+    removal: Removal
+    difference: Difference | None
+
+
+def prune_file(
+    model: str | os.PathLike[str],
+    data: Source | None = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> tuple[ir.Model, Report]:
+    """Remove units from a model without training it; write and return the smaller one.
+
+    With `target=`, the least important units go; with `lossless=True`, those that change nothing;
+    with `recipe=`, those that went before from another checkpoint.
+
+    Args:
+        model: path of an ONNX file; never written to.
+        data: path of an .npz file, name of an embedded data set, (x, y), or arrays by name; y is
+            needed for metrics only. Without data, made-up inputs are used.
+        output: where the result goes; <stem>.pruned.onnx in the current folder by default. The
+            recipe of the removal goes to <output>.recipe.json.
+        on_event: called with every removal (`onnxprune.reports.Pruned`).
+        options: fields of `PruneConfig`.
+
+    Returns:
+        The pruned model, and the report on it.
+
+    Raises:
+        OnnxPruneError: one of its leaves; see `onnxprune.errors`. Nothing is written then.
+
+    Example:
+        >>> import onnxprune, onnxprune_models, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _, report = onnxprune.prune_file(
+        ...         onnxprune_models.path("digits_lenet"),
+        ...         target="params=50%",
+        ...         output=f"{folder}/small.onnx",
+        ...     )
+        >>> report.reached
+        True
+    """
+    started = time.perf_counter()
+    config = PruneConfig(**options)
+    read = [data, config.recipe]
+    protected = [path for path in read if isinstance(path, str | os.PathLike)]
+    target = output_path(model, output, protected=protected)
+    recipe = None if config.recipe is None else _read_recipe(config.recipe)
+    loaded = load(model)
+    inlined = inline(loaded)
+    graph = untie(inlined)
+    analysis = candidates(graph, config)
+    examples = gather(graph, data, config)
+    device, notes = _device(graph, config, examples)
+    job = Job(
+        config=config,
+        examples=examples,
+        device=device,
+        unnamed=_unnamed(inlined, graph),
+    )
+    removal = _removed(graph, analysis, recipe, job)
+    result = _result(graph, analysis, removal, job)
+    _refuse(result, config)
+    if on_event is not None:
+        for event in removal.events:
+            on_event(event)
+    _write(result, loaded, target, Path(model).name, job)
+    return result.after[0], replace(
+        _report(result, job, model, target, notes), seconds=time.perf_counter() - started
+    )
+
+
+def _read_recipe(path: str) -> Recipe:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--recipe {path}: cannot be read; give a .recipe.json that prune wrote", path=path
+        ) from error
+    return Recipe.from_json(text, source=path)
+
+
+def _device(
+    model: ir.Model, config: PruneConfig, examples: Examples
+) -> tuple[Device | None, tuple[str, ...]]:
+    """Where to verify, after the model was seen to run there; None without a runtime."""
+    try:
+        check_runtime(training=False)
+    except RuntimeUnavailableError as error:
+        if config.lossless:
+            raise RuntimeUnavailableError(f"--lossless must run the model: {error}") from error
+        return None, (f"not verified: {error}",)
+    device = Device(provider=config.provider, threads=config.threads)
+    runner = Runner(model, device=device, optimize=False)
+    try:
+        runner.run(examples.first)
+    except ModelError as error:
+        hint = "" if examples.data is not None else "; give --data, or --input-shape NAME:SIZES"
+        kind = "the data" if examples.data is not None else "made-up inputs"
+        raise ModelError(f"the model does not run on {kind}: {error}{hint}") from error
+    return device, ()
+
+
+def _unnamed(before: ir.Model, after: ir.Model) -> frozenset[str]:
+    """Initializers that `untie` made or took readers from: equal by chance in this checkpoint."""
+    old, new = before.graph.initializers, after.graph.initializers
+    return frozenset(
+        name
+        for name, value in new.items()
+        if name not in old or len(old[name].uses()) != len(value.uses())
+    )
+
+
+def _removed(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Job) -> Removal:
+    if recipe is not None:
+        assert job.config.recipe is not None
+        return by_recipe(model, recipe, job.config.recipe, job)
+    return without_loss(model, job) if job.config.lossless else to_target(model, analysis, job)
+
+
+def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> _Result:
+    after = candidates(removal.model, replace(job.config, keep=None, only=None))
+    difference = None
+    if job.device is not None:
+        difference = differences(
+            model,
+            removal.model,
+            job.examples,
+            classes=_class_output(model, analysis, job.examples),
+            device=job.device,
+        )
+    return _Result(
+        before=(model, analysis),
+        after=(removal.model, after),
+        removal=removal,
+        difference=difference,
+    )
+
+
+def _class_output(model: ir.Model, analysis: Analysis, examples: Examples) -> str | None:
+    """The first output with a number per class, unless the labels say that there are no classes."""
+    labels = [split.target for split in examples.parts if split.target is not None]
+    if any(label.dtype.kind == "f" and (label % 1).any() for label in labels):
+        return None
+    for value in model.graph.outputs:
+        sizes = analysis.shapes.get(value.name or "", ())
+        if trainable_dtype(value.dtype) and len(sizes) == 2 and (sizes[1] or 0) > 1:
+            return value.name
+    return None
+
+
+def _shares(result: _Result, config: PruneConfig) -> tuple[float, bool] | None:
+    """The share of the target's quantity that remains, and whether that is little enough."""
+    goal = config.goal
+    if goal is None:
+        return None
+    before, after = (_size(goal.kind, *side) for side in (result.before, result.after))
+    return after / before if before else 1.0, after <= goal.limit(before)
+
+
+def _size(kind: str, model: ir.Model, analysis: Analysis) -> int:
+    return cost.parameters(model) if kind == "params" else cost.macs(model, analysis)
+
+
+def _refuse(result: _Result, config: PruneConfig) -> None:
+    """Under `strict` a missed target is an error."""
+    shares = _shares(result, config)
+    if config.strict and shares is not None and not shares[1]:
+        raise MethodError(
+            f"target {config.target} not reached: {100 * shares[0]:.1f} % remain; "
+            f"{_ceiling(result, config)}; ask for less, or leave out --strict",
+            target=config.target,
+            achieved=shares[0],
+        )
+
+
+def _ceiling(result: _Result, config: PruneConfig) -> str:
+    goal, least = config.goal, result.removal.least
+    assert goal is not None
+    assert least is not None
+    what = "parameters" if goal.kind == "params" else "MACs"
+    share = 100 * least / max(_size(goal.kind, *result.before), 1)
+    return f"at least {least} {what} ({share:.1f} %) must stay"
+
+
+def _write(result: _Result, loaded: ir.Model, target: Path, name: str, job: Job) -> None:
+    """The model and its recipe; an empty removal writes the model as it was given."""
+    graph = result.after[0] if result.removal.rounds else loaded
+    recipe = Recipe(model=name, rounds=result.removal.rounds)
+    final = graph.clone()
+    final.metadata_props.pop(METADATA, None)
+    if job.config.metadata and recipe.rounds:
+        final.metadata_props[METADATA] = recipe.to_json()
+    save(final, target)
+    _write_recipe(recipe, Path(f"{target}.recipe.json"), job.config.recipe)
+    written = load(target)
+    if job.device is None:
+        return
+    found = compare(
+        result.after[0],
+        written,
+        job.examples.first,
+        device=job.device,
+        tolerance=_FILE_TOLERANCE,
+    )
+    if not found.holds:
+        raise InvariantError(
+            f"{target}: computes something else than the pruned graph (difference "
+            f"{found.error:.1e}); please report this",
+            path=target,
+        )
+
+
+def _write_recipe(recipe: Recipe, path: Path, given: str | None) -> None:
+    """Next to the model; a recipe that is being repeated is not overwritten by itself."""
+    if given is not None and path.exists() and path.samefile(given):
+        return
+    try:
+        path.write_text(recipe.to_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another -o", path=path
+        ) from error
+
+
+def _report(
+    result: _Result,
+    job: Job,
+    path: str | os.PathLike[str],
+    target: Path,
+    notes: tuple[str, ...],
+) -> Report:
+    sides = (result.before, result.after)
+    times: list[float | None] = [None, None]
+    if job.device is not None:
+        models = [model for model, _ in sides]
+        times = [*latencies(models, job.examples.first, device=job.device)]
+    measured, said = _metrics(result, job)
+    sizes = [
+        Size(
+            parameters=cost.parameters(model),
+            macs=cost.macs(model, analysis),
+            bytes=file_size(model),
+            latency_ms=taken,
+            metrics=metrics,
+        )
+        for (model, analysis), taken, metrics in zip(sides, times, measured, strict=True)
+    ]
+    shares = _shares(result, job.config)
+    if shares is not None and not shares[1]:
+        notes = (f"the target is out of reach: {_ceiling(result, job.config)}", *notes)
+    return Report(
+        model=os.fspath(path),
+        output=os.fspath(target),
+        before=sizes[0],
+        after=sizes[1],
+        exact=result.removal.exact,
+        bounded=result.removal.removed - result.removal.exact,
+        target=job.config.target,
+        achieved=None if shares is None else shares[0],
+        reached=None if shares is None else shares[1],
+        difference=None if result.difference is None else result.difference.error,
+        agreement=None if result.difference is None else result.difference.same,
+        notes=(
+            *job.examples.notes,
+            *result.removal.notes,
+            *_difference(result, job),
+            *said,
+            *notes,
+        ),
+    )
+
+
+def _difference(result: _Result, job: Job) -> tuple[str, ...]:
+    """The numbers that say how far the result is from the model given."""
+    found = result.difference
+    if found is None:
+        return ()
+    kind = "examples" if job.examples.data is not None else "made-up inputs"
+    text = (
+        f"largest difference to the model given: {found.error:.2g} (relative {found.relative:.1e}) "
+        f"on {found.examples} {kind}"
+    )
+    return (text if found.same is None else f"{text}; {100 * found.same:.2f} % same top class",)
+
+
+def _metrics(result: _Result, job: Job) -> tuple[list[dict[str, float]], tuple[str, ...]]:
+    """Metrics before and after where there are labels; why not where they do not fit."""
+    nothing: list[dict[str, float]] = [{}, {}]
+    data = job.examples.data
+    if data is None or job.device is None:
+        return nothing, ()
+    name, split = next(
+        (name, part)
+        for name, part in (
+            ("test", data.test),
+            ("validation", data.validation),
+            ("given", data.train),
+        )
+        if part is not None
+    )
+    if split.target is None:
+        return nothing, ()
+    try:
+        objective = resolve(result.before[0], None, "auto", split.target)
+        split = check_target(split, objective.kind, objective.classes, shape=objective.shape)
+    except (ConfigError, DataError) as error:
+        return nothing, (f"no metrics: {error}",)
+    found = [
+        model_metrics(
+            model,
+            split,
+            objective,
+            batch_size=job.examples.static or _TRIAL_BATCH,
+            static=job.examples.static is not None,
+            device=job.device,
+        )
+        for model, _ in (result.before, result.after)
+    ]
+    return found, (f"metrics on {len(split)} {name} examples",)

@@ -1,0 +1,129 @@
+"""Recurrent networks: LSTM, GRU and RNN, in one or two directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Axis, Coupling, Fact, Floats, Inner
+from onnxprune.ops.edit import Absorber, Edit, shifts
+from onnxprune.ops.registry import (
+    Role,
+    View,
+    absorbs,
+    arange,
+    couples,
+    macs,
+    parameters,
+    resizes,
+)
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_X, _W, _R, _B, _LENGTHS, _P = 0, 1, 2, 3, 4, 7
+_STATES = (5, 6)  # input slots of initial_h and initial_c
+
+parameters("LSTM", slots={_W: Role.WEIGHT, _R: Role.WEIGHT, _B: Role.AFFINE, _P: Role.AFFINE})
+parameters("GRU", "RNN", slots={_W: Role.WEIGHT, _R: Role.WEIGHT, _B: Role.AFFINE})
+
+
+@couples("LSTM", "GRU", "RNN")
+def recurrent(view: View) -> Iterator[Fact]:
+    """Couple each hidden unit with its rows in all gates and with where it is read again.
+
+    Forward:  h_t = f(W x_t + Wb, R h_(t-1) + Rb), per direction; W and R hold the gates' rows one
+              below the other, row g * H + i is gate g of unit i; B = [Wb, Rb]; an LSTM also has a
+              cell c_t and peepholes P. Y = all h_t, Y_h and Y_c = the last h_t and c_t
+    Couples:  X.I <-> W.2;  R.2[i] <-> W.1, R.1, B.1, P.1 [every n with n mod H = i]
+              <-> Y.H, Y_h.H, Y_c.H, initial_h.H, initial_c.H [i];  batch one to one. Both
+              directions have the same number of units and lose the same ones
+    """
+    r = view.input(_R)
+    hub = view.axis(r, 2)
+    yield Inner(hub)
+    yield from view.equal(view.axis(view.input(_X), 2), view.axis(view.input(_W), 2))
+    for slot in (_W, _R, _B, _P):
+        if view.input(slot) is not None:
+            yield from _stacked(view, view.axis(view.input(slot), 1), hub)
+            yield from view.fixed(view.input(slot), 0)
+    for value in _data(view):
+        yield from view.equal(view.axis(value, -1), hub)
+    yield from _batch_and_time(view)
+
+
+def _stacked(view: View, axis: Axis, hub: Axis) -> Iterator[Fact]:
+    """`axis` holds the units several times, one set behind the other."""
+    size, units = view.size(axis), view.size(hub)
+    if size is None or units is None or size % units:
+        yield from view.equal(axis, hub)
+        return
+    yield Coupling(left=axis, right=hub, left_index=arange(size), right_index=arange(size) % units)
+
+
+def _data(view: View) -> list[ir.Value]:
+    """Values whose last axis are the units: outputs and initial states, as far as present."""
+    states = [view.input(slot) for slot in _STATES]
+    outputs = [value for value in view.node.outputs if value.name]
+    return [*(value for value in states if value is not None), *outputs]
+
+
+def _batch_and_time(view: View) -> Iterator[Fact]:
+    """Examples are independent; steps and directions keep their number."""
+    x, lengths = view.input(_X), view.input(_LENGTHS)
+    layout = view.attribute("layout", 0)
+    time, batch = (1, 0) if layout else (0, 1)
+    yield from view.fixed(x, time)
+    if lengths is not None:
+        yield from view.equal(view.axis(lengths, 0), view.axis(x, batch))
+    for value in _data(view):
+        full = len(view.shape(value)) == 4
+        # Y is (T, directions, N, H), or (N, T, directions, H); states lack the T.
+        own = 0 if layout else 2 if full else 1
+        yield from view.equal(view.axis(value, own), view.axis(x, batch))
+        rest = set(range(len(view.shape(value)) - 1)) - {own}
+        yield from view.fixed(value, *sorted(rest))
+
+
+@resizes("LSTM", "GRU", "RNN")
+def resize_hidden(edit: Edit) -> None:
+    """`hidden_size` is the number of units that were kept."""
+    kept = edit.kept_at(edit.view.input(_R), 2)
+    if kept is not None:
+        edit.view.node.attributes.add(ir.AttrInt64("hidden_size", len(kept)))
+
+
+@macs("LSTM", "GRU", "RNN")
+def recurrent_macs(view: View) -> int:
+    """Steps x (input weights + recurrent weights); batch counted as 1."""
+    steps = view.shape(view.input(_X))[1 if view.attribute("layout", 0) else 0] or 1
+    weights = [view.shape(view.input(slot)) for slot in (_W, _R)]
+    return steps * sum(
+        int(np.prod([size or 1 for size in sizes], dtype=np.int64)) for sizes in weights
+    )
+
+
+@absorbs("LSTM", "GRU", "RNN")
+def recurrent_absorber(view: View, slot: int) -> Absorber | None:
+    """Constant inputs are the same at every step; with two directions there are two biases."""
+    w, b = view.constant(_W), view.constant(_B)
+    known = b is not None or view.input(_B) is None
+    if slot != _X or w is None or w.shape[0] != 1 or not known:
+        return None
+    return Absorber(slot=_W, in_axis=2, out_axis=1)
+
+
+@shifts("LSTM", "GRU", "RNN")
+def recurrent_shift(edit: Edit, vector: Floats) -> None:
+    """Add `vector` (gates * H,) to the first half of B, or make it that."""
+    bias, r = edit.view.constant(_B), edit.view.input(_R)
+    whole = np.concatenate([vector, np.zeros_like(vector)])[None]
+    if bias is not None:
+        edit.write(_B, (bias + whole).astype(bias.dtype), role="bias")
+        return
+    made = edit.write(_B, whole, role="bias")
+    kept = edit.kept_at(r, 2)
+    if kept is not None:
+        units = edit.view.size(edit.view.axis(r, 2)) or 1
+        blocks = np.arange(whole.shape[1] // units)[:, None] * units
+        edit.kept[Axis(made.name or "", 1)] = (blocks + kept[None]).reshape(-1)

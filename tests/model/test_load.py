@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnxprune.errors import InvalidModelError
+from onnxprune.model import load
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]>
+graph (float[N, 3] x) => (float[N, 3] y) { a = Relu(x) b = Neg(a) y = Exp(b) }"""
+
+
+def written(folder: Path, order: list[int], *, reads: str = "") -> Path:
+    proto = onnx.parser.parse_model(TEXT)
+    nodes = [proto.graph.node[which] for which in order]
+    proto.graph.ClearField("node")
+    proto.graph.node.extend(nodes)
+    if reads:
+        next(node for node in proto.graph.node if node.op_type == "Relu").input[0] = reads
+    file = folder / "model.onnx"
+    file.write_bytes(proto.SerializeToString())
+    return file
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_nodes_are_brought_into_the_order_they_run_in(tmp_path: Path, order: list[int]) -> None:
+    network = load(written(tmp_path, order))
+    assert [node.op_type for node in network.graph] == ["Relu", "Neg", "Exp"]
+
+
+@pytest.mark.parametrize("reads", ["y", "nowhere"])
+def test_a_cycle_and_a_missing_value_are_refused(tmp_path: Path, reads: str) -> None:
+    with pytest.raises(InvalidModelError, match="refused by the ONNX checker"):
+        load(written(tmp_path, [2, 1, 0], reads=reads))

@@ -1,0 +1,90 @@
+"""What a pruning method sees, made by hand: observations of random data, and moments of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array, Axis, Floats, Observable, Observations, Plan
+from onnxprune.graph import cost
+from onnxprune.graph.groups import Analysis, analyze
+from onnxprune.instrument.statistics import attach
+from onnxprune.methods import Limit, Moment
+from onnxprune.runtime.session import Device, Runner
+
+DEVICE = Device(threads=1)
+
+
+def observe(
+    network: ir.Model,
+    analysis: Analysis,
+    data: Mapping[str, Array],
+    axes: Iterable[Axis] | None = None,
+    observables: Iterable[Observable] = tuple(Observable),
+) -> Observations:
+    """Statistics of `data`; of all consumers and all inputs of the network unless `axes` says."""
+    if axes is None:
+        axes = [consumer.axis for group in analysis.groups for consumer in group.consumers]
+        axes += [Axis(value.name or "", 1) for value in network.graph.inputs]
+        axes += [member.axis for group in analysis.groups for member in group.members]
+    ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
+    instrumented, collector = attach(network, axes, observables, ranks)
+    if not collector.names:
+        return {}
+    return collector.collect(Runner(instrumented, DEVICE).run(data, collector.names))
+
+
+def value_of(network: ir.Model, name: str, data: Mapping[str, Array]) -> Floats:
+    """The array of an intermediate value."""
+    copy = network.clone()
+    if name in {value.name for value in copy.graph.outputs}:
+        return Runner(copy, DEVICE, optimize=False).run(data, [name])[name]
+    value = next(v for node in copy.graph for v in node.outputs if v.name == name)
+    value.dtype = copy.graph.inputs[0].dtype
+    copy.graph.outputs.append(value)
+    return Runner(copy, DEVICE, optimize=False).run(data, [name])[name]
+
+
+def moment(
+    network: ir.Model,
+    data: Mapping[str, Array],
+    *,
+    step: int = 10,
+    steps: int = 100,
+    loss: float = 1.0,
+    trivial: float = 0.0,
+    limit: Limit | None = None,
+    analysis: Analysis | None = None,
+) -> Moment:
+    """A moment of a run that trains `network` on `data`."""
+    found = analyze(network) if analysis is None else analysis
+
+    def probe(axes: Iterable[Axis], observables: Iterable[Observable]) -> Observations:
+        return observe(network, found, data, axes, observables)
+
+    return Moment(
+        step=step,
+        steps=steps,
+        model=network,
+        analysis=found,
+        loss=loss,
+        trivial=trivial,
+        limit=limit,
+        probe=probe,
+    )
+
+
+def left(network: ir.Model, analysis: Analysis, plan: Plan, kind: str = "params") -> int:
+    """Parameters or MACs that remain after `plan`."""
+    kept = cost.kept_indices(analysis.groups, plan.keep, analysis.shapes)
+    shapes = cost.sizes_after(analysis.shapes, kept)
+    if kind == "macs":
+        return cost.macs(network, analysis, shapes)
+    return cost.parameters(network, shapes)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Floats:
+    """Random float32 numbers."""
+    return np.random.default_rng(seed).normal(scale=scale, size=shape).astype(np.float32)

@@ -1,0 +1,277 @@
+"""Pruning files without training, through the library's entry."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from graphs import array, model
+
+import onnxprune
+from onnxprune.errors import ConfigError, MethodError, ModelError, RuntimeUnavailableError
+from onnxprune.graph.cost import macs, parameters
+from onnxprune.graph.groups import analyze
+from onnxprune.methods.allocation import ALLOCATIONS
+from onnxprune.methods.importance import IMPORTANCES
+from onnxprune.model import load, save
+from onnxprune.rewrite.recipe import METADATA
+from onnxprune.runtime.session import Device
+from onnxprune.runtime.verify import compare
+
+Prune = Callable[..., Any]
+
+CONVNET = """(float[N, 2, 8, 8] image) => (float[N, 4] scores)
+<float[8, 2, 3, 3] w, float[8] b, float[12, 8, 3, 3] v, float[12] s, float[12] t, float[12] m,
+ float[12] var, float[12, 4] u>
+{ h = Conv<pads = [1, 1, 1, 1]>(image, w, b) a = Relu(h) k = Conv(a, v)
+  n = BatchNormalization(k, s, t, m, var) r = Relu(n) g = GlobalAveragePool(r) f = Flatten(g)
+  scores = MatMul(f, u) }"""
+IMAGES = np.random.default_rng(0).normal(size=(50, 2, 8, 8)).astype(np.float32)
+LABELS = np.arange(50) % 4
+
+
+@pytest.fixture
+def prune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prune:
+    """Prunes a model in an empty folder, with one thread."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(network: ir.Model | Path, *args: Any, **options: Any) -> Any:
+        file = network if isinstance(network, Path) else tmp_path / "net.onnx"
+        if isinstance(network, ir.Model):
+            save(network, file)
+        return onnxprune.prune_file(file, *args, threads=1, **options)
+
+    return run
+
+
+@pytest.fixture
+def lenet() -> Path:
+    return Path(str(files("onnxprune_models"))) / "digits_lenet.onnx"
+
+
+@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_budgets_are_met_and_groups_keep_a_unit(
+    prune: Prune, importance: str, allocation: str
+) -> None:
+    network = model(CONVNET)
+    smaller, report = prune(
+        network,
+        (IMAGES, None),
+        target="params=60%",
+        importance=importance,
+        allocation=allocation,
+    )
+    assert report.reached
+    assert 0.5 < report.achieved <= 0.6
+    assert parameters(smaller) == report.after.parameters
+    assert all(group.size for group in analyze(smaller).groups)
+    assert any("largest difference to the model given" in note for note in report.notes)
+
+
+def test_macs_can_be_the_target(prune: Prune) -> None:
+    smaller, report = prune(model(CONVNET), target="macs=50%")
+    assert report.reached
+    assert macs(smaller, analyze(smaller)) <= 0.5 * report.before.macs
+
+
+def test_the_same_seed_prunes_the_same(prune: Prune) -> None:
+    options = {"target": "params=50%", "importance": "random"}
+    first, _ = prune(model(CONVNET), seed=1, **options)
+    again, _ = prune(model(CONVNET), seed=1, **options)
+    other, _ = prune(model(CONVNET), seed=3, **options)
+    assert np.array_equal(array(first, "w"), array(again, "w"))
+    differs = array(first, "w").shape != array(other, "w").shape
+    assert differs or not np.array_equal(array(first, "w"), array(other, "w"))
+
+
+def test_round_to_keeps_multiples(prune: Prune) -> None:
+    smaller, _ = prune(model(CONVNET), target="params=50%", round_to=4)
+    assert {group.size % 4 for group in analyze(smaller).groups} == {0}
+
+
+def test_only_and_keep_choose_groups(prune: Prune) -> None:
+    smaller, _ = prune(model(CONVNET), target="params=70%", only="^v$")
+    assert array(smaller, "w").shape[0] == 8
+    smaller, _ = prune(model(CONVNET), target="params=70%", keep="^v$")
+    assert array(smaller, "v").shape[0] == 12
+    with pytest.raises(ConfigError, match="--only nothing: matches none of the 2 groups"):
+        prune(model(CONVNET), target="params=70%", only="nothing")
+
+
+def test_means_of_removed_units_are_taken_over_when_there_is_data(prune: Prune) -> None:
+    """A unit that hardly moves around a large constant: without its mean the outputs are off."""
+    network = model(CONVNET, b=np.array([50, 0, 0, 0, 0, 0, 0, 0], np.float32))
+    data = 0.01 * IMAGES
+    options = {"target": "params=90%", "only": "^w$", "importance": "variance"}
+    _, better = prune(network, (data, None), **options)
+    _, worse = prune(network, (data, None), compensate=False, **options)
+    assert better.difference < worse.difference
+
+
+def test_an_unreachable_target_is_approached_and_named(prune: Prune, tmp_path: Path) -> None:
+    smaller, report = prune(model(CONVNET), target="params=1%")
+    assert report.reached is False
+    assert [group.size for group in analyze(smaller).groups] == []
+    (note,) = [note for note in report.notes if "out of reach" in note]
+    assert f"at least {report.after.parameters} parameters" in note
+    (tmp_path / "net.pruned.onnx").unlink()
+    with pytest.raises(MethodError, match=r"target params=1% not reached.*--strict"):
+        prune(model(CONVNET), target="params=1%", strict=True)
+    assert not (tmp_path / "net.pruned.onnx").exists()
+
+
+def test_a_model_without_groups_is_written_as_it_is(prune: Prune) -> None:
+    network = model("(float[N, 2] x) => (float[N, 2] y) <float[2, 2] w> { y = MatMul(x, w) }")
+    smaller, report = prune(network, target="params=50%")
+    assert report.reached is False
+    assert np.array_equal(array(smaller, "w"), array(network, "w"))
+
+
+def test_lossless_equals_the_original_on_other_data_too(prune: Prune) -> None:
+    w = np.random.default_rng(0).normal(size=(8, 2, 3, 3)).astype(np.float32)
+    w[2], w[5] = 0, w[1]
+    b = np.zeros(8, np.float32)
+    network = model(CONVNET, w=w, b=b, t=np.array([-1e4] + [0.1] * 11, np.float32))
+    without, report = prune(network, lossless=True)
+    assert report.exact == 2
+    assert report.bounded == 0
+    assert report.agreement == 1.0
+    smaller, report = prune(network, (IMAGES, LABELS), lossless=True)
+    assert report.exact == 3
+    assert report.before.metrics == pytest.approx(report.after.metrics, abs=1e-6)
+    assert "2 dead" not in report.notes[0]
+    other = {"image": np.random.default_rng(7).normal(size=(9, 2, 8, 8)).astype(np.float32)}
+    for result in (without, smaller):
+        found = compare(network, result, other, device=Device(threads=1), tolerance=1e-5)
+        assert found.holds
+
+
+def test_lossless_on_a_shipped_model_agrees_on_every_example(prune: Prune) -> None:
+    file = Path(str(files("onnxprune_models"))) / "digits_mlp.onnx"
+    _, report = prune(file, "digits", lossless=True)
+    assert report.exact > 0
+    assert report.agreement == 1.0
+    assert report.difference < 1e-5
+
+
+def test_a_recipe_replays_with_equal_results(prune: Prune, lenet: Path, tmp_path: Path) -> None:
+    first, _ = prune(lenet, "digits", target="params=40%", output="a.onnx")
+    again, report = prune(lenet, recipe="a.onnx.recipe.json", output="b.onnx")
+    assert report.bounded > 0
+    for name in first.graph.initializers:
+        assert np.array_equal(array(first, name), array(again, name))
+    written = json.loads((tmp_path / "b.onnx.recipe.json").read_text())
+    assert written["rounds"] == json.loads((tmp_path / "a.onnx.recipe.json").read_text())["rounds"]
+
+
+def test_a_recipe_fits_another_checkpoint(prune: Prune) -> None:
+    first, _ = prune(model(CONVNET, seed=1), target="params=50%", output="a.onnx")
+    other = model(CONVNET, seed=2)
+    smaller, _ = prune(other, recipe="a.onnx.recipe.json", output="b.onnx")
+    assert array(smaller, "w").shape == array(first, "w").shape
+    kept = [
+        unit
+        for unit in range(8)
+        if any(
+            np.array_equal(array(model(CONVNET, seed=1), "w")[unit], row)
+            for row in array(first, "w")
+        )
+    ]
+    assert np.array_equal(array(smaller, "w"), array(other, "w")[kept])
+
+
+def test_a_recipe_of_several_rounds_replays(prune: Prune) -> None:
+    w = np.repeat(np.random.default_rng(0).normal(size=(2, 2, 3, 3)), 4, axis=0).astype(np.float32)
+    network = model(CONVNET, w=w, b=np.zeros(8, np.float32))
+    first, report = prune(network, lossless=True, output="a.onnx")
+    assert report.exact == 6
+    again, _ = prune(network, recipe="a.onnx.recipe.json", output="b.onnx")
+    for name in first.graph.initializers:
+        assert np.array_equal(array(first, name), array(again, name))
+
+
+def test_a_recipe_for_another_model_names_the_first_mismatch(prune: Prune, lenet: Path) -> None:
+    prune(model(CONVNET), target="params=50%", output="a.onnx")
+    with pytest.raises(ConfigError, match=r"no initializer w; the recipe is for another"):
+        prune(lenet, recipe="a.onnx.recipe.json", output="b.onnx")
+
+
+def test_the_recipe_is_in_the_metadata_unless_it_is_not_wanted(
+    prune: Prune, tmp_path: Path
+) -> None:
+    prune(model(CONVNET), target="params=50%", output="a.onnx")
+    stored = load(tmp_path / "a.onnx").metadata_props[METADATA]
+    assert json.loads(stored) == json.loads((tmp_path / "a.onnx.recipe.json").read_text())
+    prune(tmp_path / "a.onnx", target="params=80%", output="b.onnx", metadata=False)
+    assert METADATA not in load(tmp_path / "b.onnx").metadata_props
+
+
+def test_the_written_file_passes_the_full_checker(prune: Prune, tmp_path: Path) -> None:
+    prune(model(CONVNET), target="params=50%", output="a.onnx")
+    onnx.checker.check_model(str(tmp_path / "a.onnx"), full_check=True)
+
+
+def test_without_a_runtime_weights_suffice_and_the_report_says_so(
+    prune: Prune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime.capi", None)
+    _, report = prune(model(CONVNET), target="params=50%")
+    assert report.reached
+    assert report.difference is None
+    assert any(note.startswith("not verified: ") for note in report.notes)
+    with pytest.raises(RuntimeUnavailableError):
+        prune(model(CONVNET), target="params=50%", importance="apoz")
+    with pytest.raises(RuntimeUnavailableError, match="--lossless must run the model"):
+        prune(model(CONVNET), lossless=True)
+
+
+def test_a_model_that_does_not_run_on_made_up_inputs_asks_for_data(prune: Prune) -> None:
+    network = model(
+        """(float[N, T] x) => (float[N, 3] y) <float[7, 5] w, float[5, 3] v, int64[2] shape>
+        { r = Reshape(x, shape) h = MatMul(r, w) a = Relu(h) y = MatMul(a, v) }""",
+        shape=np.array([-1, 7]),
+    )
+    with pytest.raises(ModelError, match=r"made-up inputs: .*; give --data, or --input-shape"):
+        prune(network, target="params=50%", input_shapes={"x": (2, 3)})
+
+
+def test_labels_that_do_not_fit_cost_the_metrics_only(prune: Prune) -> None:
+    _, report = prune(model(CONVNET), (IMAGES, LABELS + 10), target="params=50%")
+    assert report.before.metrics == {}
+    assert any(note.startswith("no metrics: y: labels lie in 10..13") for note in report.notes)
+
+
+def test_models_with_a_static_batch_see_every_example(prune: Prune) -> None:
+    network = model(CONVNET.replace("float[N,", "float[16,"))
+    _, report = prune(network, (IMAGES, LABELS), target="params=50%")
+    assert any("on 50 examples" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "nothing to do: give --target params=50%"),
+        ({"target": "params=50%", "lossless": True}, "--target and --lossless exclude each other"),
+        ({"recipe": "r", "keep": "w"}, "leave out --keep and --only"),
+        ({"target": "params=50%", "importance": "magic"}, "--importance magic: expected one of"),
+        ({"target": "params=50%", "allocation": "magic"}, "--allocation magic: expected one of"),
+        ({"target": "params=50%", "round_to": 0}, "--round-to 0"),
+        ({"target": "params=50%", "seed": -1}, "--seed -1"),
+        ({"target": "params=50%", "only": "("}, r"--only \(: not a regular expression"),
+        ({"target": "half"}, "--target half"),
+        ({"target": "params=50%", "input_shapes": {"x": (0,)}}, "sizes of at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        onnxprune.PruneConfig(**options)
