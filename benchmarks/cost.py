@@ -13,18 +13,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnxprune_models import builders, path
+from rows import Row, run, table
 
 import onnxprune
-from benchmarks.rows import Row, run, table
 from onnxprune.base import Plan
+from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
-from onnxprune.methods import METHODS
+from onnxprune.methods import METHODS, Limit, Pruner
 from onnxprune.model import load, save
 from onnxprune.rewrite.prune import prune, take_moments
 from onnxprune.rewrite.reference import reference
@@ -93,15 +95,23 @@ def a_round(problem: Problem, stage: Stage) -> Round:
 
 
 def removal(name: str) -> dict[str, Any]:
-    """Median seconds of the parts of one removal of a tenth of the units of every group."""
+    """Median seconds of the parts of one removal of about a tenth, as apoptosis decides it.
+
+    decide: probe, candidates, plan. apply: compensating and slicing model and moments. verify:
+    making the reference and comparing with it. analyze: the pruned model. sessions: of the next
+    round. whole: all that a run spends, which is decide, `training.pruning.apply` and sessions.
+    """
     problem, stage = started(SETTINGS[name])
-    round_ = a_round(problem, stage)
-    round_.session.train_step(problem.train.batch(np.arange(32)), learning_rate=1e-3)
-    stage = Stage(model=stage.model, analysis=stage.analysis, snapshot=round_.session.snapshot())
-    round_.session.close()
+    interval = max(SETTINGS[name][2] // problem.batch_size // CHECKS, 1)
+    pruner, stage, state = observed(problem, stage, interval)
+    count = cost.parameters(stage.model)
+    limit = Limit(kind="params", now=int(0.9 * count), final=int(0.5 * count))
+    sample = inputs_of(
+        problem.train.batch(
+            np.arange(sample_size(interval, problem.batch_size, len(problem.train)))
+        )
+    )
     feeds = inputs_of(problem.train.batch(np.arange(64)))
-    keep = {g.name: np.arange(g.size) >= max(g.size // 10, 1) for g in stage.analysis.groups}
-    plan = Plan(keep=keep)
     times: dict[str, list[float]] = {}
 
     def timed(part: str, work: Callable[[], Any]) -> Any:
@@ -110,18 +120,48 @@ def removal(name: str) -> dict[str, Any]:
         times.setdefault(part, []).append(time.perf_counter() - start)
         return result
 
+    def decided() -> Plan:
+        now = moment(problem, stage, steps=30 * interval, loss=1.0, limit=limit, sample=sample)
+        plan = pruner.decide(state, now)[1]
+        assert plan is not None
+        return plan
+
+    plan = decided()
+    after, record = apply(problem, stage, plan, feeds)
+
+    model = stage.current()
+
+    def applied() -> ir.Model:
+        pruned = prune(model, stage.analysis, plan)
+        take_moments(stage.snapshot.moments, pruned.kept, after.snapshot.parameters)
+        return pruned.model
+
     for _ in range(REPEATS):
-        model = stage.current()
-        pruned = timed("plan", lambda m=model: prune(m, stage.analysis, plan))
-        expected = timed("reference", lambda m=model: reference(m, stage.analysis, plan))
-        timed("verification", lambda e=expected, p=pruned: compare(e, p.model, feeds))
-        timed("analysis", lambda p=pruned: removable(p.model, problem.config))
-        after, _ = timed("whole", lambda: apply(problem, stage, plan, feeds))
-        numbers = stage.snapshot.moments, pruned.kept, after.snapshot.parameters
-        timed("slicing", lambda n=numbers: take_moments(*n))
-        timed("sessions", lambda a=after: a_round(problem, a)).session.close()
+        timed("decide", decided)
+        pruned = timed("apply", applied)
+        timed("verify", lambda p=pruned: compare(reference(model, stage.analysis, plan), p, feeds))
+        timed("analyze", lambda p=pruned: removable(p, problem.config))
+        timed("decide and apply", lambda: apply(problem, stage, decided(), feeds))
+        timed("sessions", lambda: a_round(problem, after)).session.close()
     found = {part: statistics.median(each) for part, each in times.items()}
-    return {**found, "whole": found["whole"] + found["sessions"]}
+    whole = found.pop("decide and apply") + found["sessions"]
+    sizes = {"units": sum(record.removed.values()), "folds": len(plan.folds)}
+    return {**found, "whole": whole, **sizes, "merges": len(plan.merges)}
+
+
+def observed(problem: Problem, stage: Stage, interval: int) -> tuple[Pruner, Stage, Any]:
+    """Apoptosis after one observed step: the method, the stage with its moments, its state."""
+    make = METHODS["apoptosis"]
+    assert make is not None
+    pruner = make()
+    round_ = a_round(problem, stage)
+    batch = problem.train.batch(np.arange(problem.batch_size))
+    with round_.session as session:
+        result = session.train_step(batch, learning_rate=1e-3, observe=True)
+        snapshot = session.snapshot()
+    seen = round_.collector.collect(result.extra)
+    state = pruner.observe(pruner.init(stage.analysis, interval), seen)
+    return pruner, replace(stage, snapshot=snapshot), state
 
 
 def observation(name: str) -> dict[str, Any]:
@@ -182,7 +222,7 @@ def summary(found: list[dict[str, str]]) -> str:
     """One table per question."""
     by_name = {row["row"]: row for row in found}
     inspect, removed = by_name["inspect/resnet50"], by_name["prune/lenet5"]
-    parts = ["plan", "reference", "verification", "slicing", "analysis", "sessions", "whole"]
+    parts = ["decide", "apply", "verify", "analyze", "sessions", "whole"]
     lines = [
         [
             name.split("/")[1],
@@ -204,8 +244,14 @@ def summary(found: list[dict[str, str]]) -> str:
         (
             table(["inspect ResNet-50"], [[f"{float(inspect['seconds']):.2f} s"]]),
             table(
-                [f"one removal, LeNet-5: {part}" if part == "plan" else part for part in parts],
-                [[f"{1000 * float(removed[part]):.1f} ms" for part in parts]],
+                ["one removal", "units", *parts],
+                [
+                    [
+                        "LeNet-5",
+                        removed["units"],
+                        *(f"{1000 * float(removed[p]):.1f} ms" for p in parts),
+                    ]
+                ],
             ),
             table(header, lines),
         )

@@ -2,13 +2,15 @@
 
     python benchmarks/other_runtime.py
 
-Makes a virtual environment with nothing but onnxruntime and numpy in it, trains and prunes every
-shipped model here, runs the written file there, and compares with what the training session
-computes: the largest difference over the largest magnitude of the output.
+Makes a virtual environment with nothing but the newest onnxruntime and numpy in it, trains and
+prunes every shipped model here, runs the written file there, and compares with what the pruned
+model computes in this environment: the largest difference over the largest magnitude of the output,
+for float outputs; all others must be equal.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -20,9 +22,9 @@ from typing import Any
 
 import numpy as np
 from onnxprune_models import path
+from rows import Row, run, table
 
 import onnxprune
-from benchmarks.rows import Row, run, table
 from onnxprune.data import fit, input_specs, read
 from onnxprune.model import load
 from onnxprune.runtime.session import Runner
@@ -46,13 +48,14 @@ print(json.dumps({"runtime": onnxruntime.__version__, "difference": worst}))
 """
 
 
+@functools.cache
 def environment() -> Path:
     """The Python of an environment with the newest plain onnxruntime."""
     folder = Path(tempfile.gettempdir()) / "onnxprune-plain-runtime"
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.exists():
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "onnxruntime", "numpy"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-qU", "onnxruntime", "numpy"], check=True)
     return python
 
 

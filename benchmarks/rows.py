@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("ONNXPRUNE_DATA") or Path(__file__).resolve().parents[2] / "shared")
+"""Data that is no part of the project: $ONNXPRUNE_DATA, by default `shared` beside the checkout."""
 
 Row = Callable[[], Mapping[str, Any]]
 

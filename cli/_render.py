@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
@@ -142,6 +143,8 @@ def _pruned_lines(event: Pruned) -> list[str]:
         f"{len(event.removed)} groups  parameters {human(event.parameters)}  "
         f"checked: {event.error:.1e} <= {event.tolerance:.1e}"
     ]
+    if event.bounded and math.isfinite(event.change):
+        found[0] += f"  expected change {100 * event.change:.2g} %"
     if event.rolled_back:
         found.append(f"step {event.step}  put back after the check: {', '.join(event.rolled_back)}")
     return found

@@ -41,7 +41,8 @@ _OPTIONS = (
         "-o",
         "--output",
         metavar="FILE",
-        help="Where the result goes.  [default: MODEL's name with .pruned.onnx, in this folder]",
+        help="Where the result goes; an existing file of that name is replaced.  "
+        "[default: MODEL's name with .pruned.onnx, in this folder]",
     ),
     _option(
         "target",

@@ -13,10 +13,9 @@ from typing import Any
 
 import click
 
-from onnxprune.data import EMBEDDED, LAYOUTS, Data, check_target, fit, input_specs, read
+from onnxprune.data import EMBEDDED, LAYOUTS
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
-from onnxprune.model import load
 from onnxprune.training.config import (
     BATCH_NORM,
     LOSSES,
@@ -53,7 +52,8 @@ _MAIN = (
         "-o",
         "--output",
         metavar="FILE",
-        help="Where the result goes.  [default: MODEL's name with .pruned.onnx, in this folder]",
+        help="Where the result goes; an existing file of that name is replaced.  "
+        "[default: MODEL's name with .pruned.onnx, in this folder]",
     ),
     _option("method", type=tuple(METHODS), help="How units are chosen for removal."),
     _option(
@@ -150,48 +150,33 @@ def train(
 def _dry_run(
     model: str, data: str, val: str | None, output: Path, config: RunConfig, *, as_json: bool
 ) -> None:
-    """Show what a run would do; model and data are read and must fit."""
+    """Show what a run would do, after all that it checks before the first step."""
     import onnxprune
+    from onnxprune.runtime.session import check_runtime
+    from onnxprune.training.problem import pose
+    from onnxprune.training.rounds import begin
 
-    fitted = _fitted(model, data, val, config)
+    check_runtime(training=True)
+    problem = pose(model, data, validation=val, config=config)
     found = onnxprune.inspect(
         model,
         input_shapes=config.input_shapes or None,
         train=config.train_params,
         freeze=config.freeze,
     )
+    begin(problem, problem.model, found.trained)
     facts: Mapping[str, Any] = {
         "model": model,
         "output": str(output),
         "data": data,
-        "examples": len(fitted.train),
-        "conversions": list(fitted.notes),
+        "examples": problem.examples,
+        "conversions": list(problem.notes),
     }
     if as_json:
         merged = {**facts, "config": config.to_dict(), "inspection": found.to_dict()}
         _render.mapping(merged, as_json=True)
         return
-    texts = {**facts, "conversions": "; ".join(fitted.notes) or None}
+    texts = {**facts, "conversions": "; ".join(problem.notes) or None}
     _render.mapping({**texts, **config.to_dict()}, as_json=False)
     _render.blank()
     _render.result(found, as_json=False)
-
-
-def _fitted(path: str, data: str, val: str | None, config: RunConfig) -> Data:
-    """The data as the run would use it, targets checked."""
-    from onnxprune.training.losses import resolve
-
-    model = load(path)
-    fitted = fit(
-        read(data, validation=val),
-        input_specs(model, config.input_shapes),
-        scale=config.scale,
-        mean=config.mean,
-        std=config.std,
-        layout=config.layout,
-    )
-    objective = resolve(model, config.output_name, config.loss, fitted.train.target)
-    for split in (fitted.train, fitted.validation, fitted.test):
-        if split is not None:
-            check_target(split, objective.kind, objective.classes, shape=objective.shape)
-    return fitted

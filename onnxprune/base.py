@@ -7,8 +7,9 @@ node by the name of its first output, because node names may be empty or repeate
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -224,12 +225,18 @@ class Plan:
             without a fold or a merge is replaced by zero.
         folds, merges: compensation for removed units; each names a unit that `keep` removes.
         exact: per group name, (U,) bool: which removals the method calls exact.
+        change: expected relative change of the consumers' pre-activations, all removals taken
+            together; NaN when the method does not say.
+        bound: largest relative change that any one removal causes on the method's sample; NaN when
+            the method does not say.
     """
 
     keep: Mapping[str, Mask]
     folds: tuple[Fold, ...] = ()
     merges: tuple[Merge, ...] = ()
     exact: Mapping[str, Mask] = field(default_factory=dict)
+    change: float = math.nan
+    bound: float = math.nan
 
     def removed(self) -> int:
         """How many units go."""
@@ -237,7 +244,8 @@ class Plan:
 
     def without(self, groups: frozenset[str]) -> Plan:
         """The same plan with nothing removed from `groups`."""
-        return Plan(
+        return replace(
+            self,
             keep={name: mask for name, mask in self.keep.items() if name not in groups},
             folds=tuple(fold for fold in self.folds if fold.group not in groups),
             merges=tuple(merge for merge in self.merges if merge.group not in groups),

@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxprune.base import Array
 from onnxprune.errors import InvalidModelError, ModelError
+from onnxprune.storage import free_data_name, move_into_place, remove_data
 
 __all__ = [
     "PROTOBUF_LIMIT",
@@ -28,8 +29,10 @@ __all__ = [
     "constants",
     "convert_opset",
     "evaluate",
+    "external_files",
     "file_size",
     "has_external_data",
+    "list_initializers",
     "load",
     "model_input",
     "nbytes",
@@ -109,33 +112,95 @@ def _name_all_values(model: ir.Model) -> None:
                 value.name = name
 
 
-def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+def save(model: ir.Model, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
     """Write `model` to `path`; the file appears whole or not at all.
 
-    Weights go to `<path>.data` beside it when the model came with external data or is too large
-    for one protobuf file.
+    Weights that go beside it are written first, to `<path>.data`, or `<path>.<n>.data` where that
+    exists: the file that is replaced keeps its own until the last step. Data files of such a name
+    that only the replaced file read are removed afterwards.
+
+    Args:
+        model: not changed.
+        path: an existing file is replaced.
+        external: whether weights go to a file beside it; None where the model is too large for one
+            protobuf file, wherever its weights came from.
 
     Raises:
         ModelError: the folder does not exist or cannot be written.
     """
     target = Path(path)
-    external = f"{target.name}.data" if _wants_external_data(model) else None
+    apart = nbytes(model) > PROTOBUF_LIMIT if external is None else external
+    before = external_files(target)
     try:
         with tempfile.TemporaryDirectory(prefix=".onnxprune-", dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            ir.save(model, draft, external_data=external, size_threshold_bytes=_EXTERNAL_THRESHOLD)
-            if external is not None:
-                os.replace(draft.with_name(external), target.with_name(external))
-            os.replace(draft, target)
+            data = free_data_name(target) if apart else None
+            _write(model, draft, data)
+            move_into_place(draft, target, data)
     except OSError as error:
         raise ModelError(
             f"{target}: cannot be written ({error.strerror or error}); choose another -o",
             path=target,
         ) from error
+    needed = {Path(tensor.path).resolve() for tensor in _external_tensors(model)}
+    remove_data(before - external_files(target) - needed, target)
 
 
-def _wants_external_data(model: ir.Model) -> bool:
-    return has_external_data(model) or nbytes(model) > PROTOBUF_LIMIT
+def _write(model: ir.Model, file: Path, data: str | None) -> None:
+    whole = _in_memory(model, initializers=data is None)
+    ir.save(whole, file, external_data=data, size_threshold_bytes=_EXTERNAL_THRESHOLD)
+
+
+def external_files(path: str | os.PathLike[str]) -> frozenset[Path]:
+    """The files that hold external data of the model at `path`; none if it is no model."""
+    file = Path(path)
+    try:
+        content = file.read_bytes()
+        if b"location" not in content:  # the key that every external tensor has
+            return frozenset()
+        model = parse(content)
+    except (DecodeError, ir.serde.SerdeError, ValueError, OSError):
+        return frozenset()
+    tensors = _external_tensors(model)
+    return frozenset((file.parent / tensor.location).resolve() for tensor in tensors)
+
+
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Of all graphs, in initializers and attributes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for node in _all_nodes(model):
+        for attribute in node.attributes.values():
+            if _is_external(attribute):
+                yield attribute.value
+
+
+def _is_external(attribute: ir.Attr) -> bool:
+    return not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor)
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
+    """A copy without external tensors, or with none in attributes only; `model` if it has none."""
+    if next(_external_tensors(model), None) is None:
+        return model
+    copy = model.clone()
+    if initializers:
+        ir.external_data.load_to_model(copy)
+    for node in _all_nodes(copy):
+        for name, attribute in list(node.attributes.items()):
+            if _is_external(attribute):
+                old = attribute.value
+                tensor = ir.Tensor(np.array(old.numpy()), name=old.name, dtype=old.dtype)
+                node.attributes[name] = ir.AttrTensor(name, tensor)
+    return copy
 
 
 def has_external_data(model: ir.Model) -> bool:
@@ -166,14 +231,11 @@ def file_size(model: ir.Model) -> int:
 def serialize(model: ir.Model) -> Iterator[bytes | str]:
     """What a runtime can open: the model as bytes, or a temporary file when it is too large."""
     if nbytes(model) <= PROTOBUF_LIMIT:
-        loaded = model.clone() if has_external_data(model) else model
-        if loaded is not model:
-            ir.external_data.load_to_model(loaded)
-        yield ir.to_proto(loaded).SerializeToString()
+        yield ir.to_proto(_in_memory(model)).SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         file = Path(folder) / "model.onnx"
-        ir.save(model, file, external_data="model.data", size_threshold_bytes=_EXTERNAL_THRESHOLD)
+        _write(model, file, "model.data")
         yield os.fspath(file)
 
 
@@ -312,6 +374,17 @@ def _stored_dtype(dtype: ir.DataType | None, array: Array) -> ir.DataType | None
 def model_input(model: ir.Model) -> tuple[ir.Value, ...]:
     """The inputs a caller must feed: graph inputs that are no initializers."""
     return tuple(value for value in model.graph.inputs if not value.is_initializer())
+
+
+def list_initializers(model: ir.Model) -> None:
+    """Before IR 4 every initializer stands among the inputs too: list new ones, in place."""
+    listed = set(model.graph.inputs)
+    for value in model.graph.initializers.values() if model.ir_version < 4 else ():
+        if value not in listed:
+            if value.const_value is not None:
+                value.dtype = value.const_value.dtype
+                value.shape = ir.Shape(value.const_value.shape.numpy())
+            model.graph.inputs.append(value)
 
 
 def trainable_dtype(dtype: ir.DataType | None) -> bool:

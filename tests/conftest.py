@@ -58,7 +58,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a test that needs the runtime must run: its skip is a failure.
 
-    Only files that lie beside the project, in shared/, may be absent.
+    Only files that are no part of the project, in the folder `shared` beside the checkout (more
+    models of real exporters), may be absent.
     """
     report = yield
     skipped = report.skipped and not hasattr(report, "wasxfail")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import importlib.metadata
 import re
 import subprocess
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from onnxprune_cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"onnxprune": "onnxprune", "cli": "onnxprune_cli", "models": "onnxprune_models"}
@@ -76,6 +80,55 @@ def test_no_module_is_longer_than_420_lines() -> None:
         if file.suffix == ".py"
     }
     assert {name: size for name, size in sizes.items() if size > 420} == {}
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its docstring aside."""
+    lines = (function.end_lineno or 0) - function.lineno + 1
+    said, first = ast.get_docstring(function), function.body[0]
+    return lines if said is None else lines - (first.end_lineno or 0) + first.lineno - 1
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    sizes = {
+        f"{file}: {node.name}": length(node)
+        for file in files()
+        if file.suffix == ".py" and file.parts[0] in ("onnxprune", "cli")
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert len(sizes) > 500
+    assert {name: size for name, size in sizes.items() if size > 60} == {}
+
+
+def with_examples() -> list[str]:
+    """Modules with examples in docstrings."""
+    return [
+        ".".join(Path(installed_name(file)).with_suffix("").parts)
+        for file in files()
+        if file.suffix == ".py" and ">>> " in (ROOT / file).read_text(encoding="utf-8")
+    ]
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("name", with_examples())
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    failed, attempted = doctest.testmod(importlib.import_module(name))
+    assert (failed, attempted > 0) == (0, True)
+
+
+@pytest.mark.ort
+def test_the_main_job_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"onnxprune (train) (models/\S+\.onnx) (--data digits)\n", readme)
+    assert command is not None
+    job, name, options = command.groups()
+    model = ROOT / name
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, [job, str(model), *options.split()])
+    assert result.exit_code == 0, result.output
+    (written,) = tmp_path.glob("*.onnx")
+    assert written.stat().st_size < model.stat().st_size
 
 
 def test_every_module_says_what_it_is() -> None:

@@ -80,7 +80,8 @@ def read(source: Source, *, validation: Source | None = None) -> Raw:
             (x, y) where x is an array or a dict of arrays by input name, or a dict of arrays named
             as in an archive. Names are x and y, or x_train, y_train, x_val, y_val, x_test, y_test
             (train_x, X and labels do as well); any other name is that of a model input.
-        validation: a second source, all of which becomes the validation part.
+        validation: a second source; its validation part is taken, else its test part, else its
+            training part, and nothing else of it.
 
     Raises:
         DataError: missing, truncated or not .npz; no x; pickled objects; x and y of different
@@ -90,7 +91,7 @@ def read(source: Source, *, validation: Source | None = None) -> Raw:
     if validation is None:
         return raw
     other = validation if isinstance(validation, Raw) else _read(validation, part="validation")
-    part = other.validation or other.train
+    part = other.validation or other.test or other.train
     return Raw(train=raw.train, validation=part, test=raw.test, name=raw.name, unit=raw.unit)
 
 

@@ -30,6 +30,7 @@ def check_target(
     *,
     shape: Sequence[int | None] | None = None,
     dtype: DTypeLike = np.float32,
+    where: str = "",
 ) -> Split:
     """Check the target of `split` against a loss, and convert it.
 
@@ -41,6 +42,7 @@ def check_target(
         shape: of the model's output, batch axis first, None where unknown; (N, classes) when not
             given.
         dtype: of the output; what the target becomes for binary-cross-entropy and mse.
+        where: name of the split, for messages: "test" makes them begin with "test y".
 
     Returns:
         The split with its target as int64 classes, (N,) or (N, ...) (cross-entropy: one-hot rows
@@ -51,22 +53,24 @@ def check_target(
             1 for binary-cross-entropy; a shape that does not match.
         ConfigError: an unknown kind.
     """
-    target = split.target
+    target, name = split.target, f"{where} y".strip()
     if target is None:
-        raise DataError(f"y: the loss {kind} needs a target, the data has none; add an array y")
+        raise DataError(
+            f"{name}: the loss {kind} needs a target, the data has none; add an array y"
+        )
     expected = tuple(shape) if shape is not None else (None, classes)
     if kind == "cross-entropy":
-        return replace(split, target=_classes(target, classes, expected))
+        return replace(split, target=_classes(target, classes, expected, name))
     if kind == "binary-cross-entropy":
-        return replace(split, target=_binary(target, expected).astype(dtype))
+        return replace(split, target=_binary(target, expected, name).astype(dtype))
     if kind == "mse":
-        return replace(split, target=_aligned(target, expected).astype(dtype))
+        return replace(split, target=_aligned(target, expected, name).astype(dtype))
     raise ConfigError(
         f"--loss {kind}: expected cross-entropy, binary-cross-entropy or mse", loss=kind
     )
 
 
-def _classes(target: Array, classes: int | None, shape: tuple[int | None, ...]) -> Array:
+def _classes(target: Array, classes: int | None, shape: tuple[int | None, ...], name: str) -> Array:
     """Class indices from labels, or from one-hot rows."""
     if classes is not None and classes < 2:
         raise DataError(
@@ -74,36 +78,36 @@ def _classes(target: Array, classes: int | None, shape: tuple[int | None, ...]) 
             "use --loss binary-cross-entropy or mse",
             classes=classes,
         )
-    rank = len(shape) - 1
+    rank = len(shape) - 1 if any(size != 1 for size in shape[2:]) else 1  # (N, classes, 1, 1)
     labels = target
-    if labels.ndim == rank + 1 and labels.shape[-1] == 1:
+    while labels.ndim > rank and labels.shape[-1] == 1:
         labels = labels[..., 0]
-    elif labels.ndim == 2 and rank == 1 and labels.shape[1] == classes:
-        labels = _from_one_hot(labels)
+    if labels.ndim == 2 and rank == 1 and labels.shape[1] == classes:
+        labels = _from_one_hot(labels, name)
     if labels.ndim != rank:
         raise DataError(
-            f"y: expected {rank} axes of class labels for an output of {classes} classes, "
+            f"{name}: expected {rank} axes of class labels for an output of {classes} classes, "
             f"got shape {target.shape}; give integers, or one-hot rows of {classes}",
             got=target.shape,
         )
     if labels.dtype.kind == "f" and np.any(labels != np.trunc(labels)):
         raise DataError(
-            f"y: class labels must be integers, got values {labels.min():g}..{labels.max():g} with "
-            "fractions; use --loss mse for values",
+            f"{name}: class labels must be integers, got values {labels.min():g}..{labels.max():g} "
+            "with fractions; use --loss mse for values",
         )
-    _check_range(labels[labels != IGNORED], classes)
+    _check_range(labels[labels != IGNORED], classes, name)
     return labels.astype(np.int64)
 
 
-def _check_range(labels: Array, classes: int | None) -> None:
+def _check_range(labels: Array, classes: int | None, name: str) -> None:
     if not labels.size:
-        raise DataError(f"y: every label is {IGNORED}, which is left out; nothing to train on")
+        raise DataError(f"{name}: every label is {IGNORED}, which is left out; nothing to train on")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         hint = "subtract 1" if (low, high) == (1, classes) else "renumber the labels"
         has = "classes" if classes is None else f"{classes} classes, 0..{classes - 1}"
         raise DataError(
-            f"y: labels lie in {low}..{high}, but the model's output has {has}; "
+            f"{name}: labels lie in {low}..{high}, but the model's output has {has}; "
             f"{hint}, or choose another --output-name",
             low=low,
             high=high,
@@ -111,28 +115,28 @@ def _check_range(labels: Array, classes: int | None) -> None:
         )
 
 
-def _from_one_hot(rows: Array) -> Array:
+def _from_one_hot(rows: Array, name: str) -> Array:
     if not (np.isin(rows, (0, 1)).all() and (rows.sum(axis=1) == 1).all()):
         raise DataError(
-            f"y: shape {rows.shape} looks one-hot, but not every row is a single 1 among zeros; "
-            "give class numbers (N,), or --loss binary-cross-entropy or mse",
+            f"{name}: shape {rows.shape} looks one-hot, but not every row is a single 1 among "
+            "zeros; give class numbers (N,), or --loss binary-cross-entropy or mse",
             got=rows.shape,
         )
     return np.asarray(rows.argmax(axis=1))
 
 
-def _binary(target: Array, shape: tuple[int | None, ...]) -> Array:
+def _binary(target: Array, shape: tuple[int | None, ...], name: str) -> Array:
     if not np.isin(target, (0, 1)).all():
         raise DataError(
-            f"y: binary-cross-entropy needs 0 and 1, got values {target.min():g}..{target.max():g};"
-            " use --loss cross-entropy for classes or mse for values",
+            f"{name}: binary-cross-entropy needs 0 and 1, got values {target.min():g}.."
+            f"{target.max():g}; use --loss cross-entropy for classes or mse for values",
             low=float(target.min()),
             high=float(target.max()),
         )
-    return _aligned(target, shape)
+    return _aligned(target, shape, name)
 
 
-def _aligned(target: Array, shape: tuple[int | None, ...]) -> Array:
+def _aligned(target: Array, shape: tuple[int | None, ...], name: str) -> Array:
     """`target` in the shape of the output; only axes of size 1 may come or go."""
     wanted, got = shape[1:], target.shape[1:]
     if len(wanted) == len(got) and all(
@@ -145,7 +149,7 @@ def _aligned(target: Array, shape: tuple[int | None, ...]) -> Array:
         return target.reshape(len(target), *sizes)
     expected = ", ".join(["N", *("any" if size is None else str(size) for size in wanted)])
     raise DataError(
-        f"y: expected the shape of the model's output, ({expected}), got {target.shape}; "
+        f"{name}: expected the shape of the model's output, ({expected}), got {target.shape}; "
         "reshape it, or choose another --output-name or --loss",
         expected=shape,
         got=target.shape,

@@ -50,7 +50,7 @@ def trained(
         if trainable_dtype(value.dtype) and len(analysis.shapes.get(name, ())) > 0
     }
     reached = dict.fromkeys(_reached(model, analysis))
-    wanted, unwanted = _pattern(train, "--train"), _pattern(freeze, "--freeze")
+    wanted, unwanted = _pattern(train, "--train-params"), _pattern(freeze, "--freeze")
     parameters, others = [], []
     for name in floats:
         if unwanted is not None and unwanted.search(name):

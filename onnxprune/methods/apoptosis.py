@@ -46,7 +46,7 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.traces import trace
 from onnxprune.methods.candidates import Folding, Merging, foldings, mergings, readers
-from onnxprune.methods.compose import Moment, Pruner
+from onnxprune.methods.compose import RECOVERY, Moment, Pruner
 
 __all__ = ["apoptosis"]
 
@@ -96,6 +96,15 @@ class _Options:
         return error
 
     @property
+    def bound(self) -> Floats:
+        """(U,) largest relative change on the sample by the better replacement."""
+        bound = np.where(self.exact, 0.0, self.fold.bound)
+        if self.merge is not None:
+            merged = np.array([self.merges(unit) for unit in range(len(bound))], np.bool_)
+            bound = np.where(merged, self.merge.bound, bound)
+        return bound
+
+    @property
     def exact(self) -> Mask:
         """(U,) constant on the sample, and in training since the last check."""
         return self.fold.exact & self.seen_constant
@@ -114,9 +123,9 @@ def apoptosis(
     growth: float = 1.5,
     largest: float = 0.15,
     tolerance: float = 0.05,
-    slack: float = 0.02,
+    slack: float = 0.01,
     most: float = 0.5,
-    until: float = 0.5,
+    until: float = 1 - RECOVERY,
 ) -> Pruner:
     """Adaptive neuron apoptosis (reconstructed; see the module).
 
@@ -216,13 +225,14 @@ def _options(state: State, moment: Moment) -> Iterator[_Options]:
 
 
 def _constant_in_training(state: State, group: Group) -> Mask:
-    """(U,) whether no consumer saw the unit move since the last check."""
+    """(U,) whether all consumers were observed since the last check, and the unit stood still."""
     result = np.ones(group.size, np.bool_)
     for consumer in group.consumers:
-        if consumer.axis in state.low:
-            index = group.member(consumer.axis).index
-            low, high = state.low[consumer.axis][index], state.high[consumer.axis][index]
-            result &= (low == high).all(axis=1)
+        if consumer.axis not in state.low:
+            return np.zeros(group.size, np.bool_)
+        index = group.member(consumer.axis).index
+        low, high = state.low[consumer.axis][index], state.high[consumer.axis][index]
+        result &= (low == high).all(axis=1)
     return result
 
 
@@ -364,7 +374,16 @@ def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:
             else:
                 folds.append(_fold(option, unit))
     keep = {name: mask for name, mask in _masks(options, removed).items() if not mask.all()}
-    return Plan(keep=keep, folds=tuple(folds), merges=tuple(merges), exact=exact)
+    changes = [o.error[gone] for o, gone in zip(options, removed, strict=True)]
+    bounds = [o.bound[gone] for o, gone in zip(options, removed, strict=True)]
+    return Plan(
+        keep=keep,
+        folds=tuple(folds),
+        merges=tuple(merges),
+        exact=exact,
+        change=float(np.sqrt((np.concatenate(changes) ** 2).sum())),
+        bound=float(np.concatenate(bounds).max()),
+    )
 
 
 def _merge(option: _Options, unit: int) -> Merge:

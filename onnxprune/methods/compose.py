@@ -15,9 +15,11 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Observable, Observations, Plan
 from onnxprune.graph.groups import Analysis
 
-__all__ = ["Limit", "Moment", "Pruner"]
+__all__ = ["RECOVERY", "Limit", "Moment", "Pruner"]
 
 State: TypeAlias = Any
+
+RECOVERY = 0.5  # share of a run at its end that is left for recovery from removals with an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -163,8 +163,8 @@ def mean_activation() -> Importance:
 def variance() -> Importance:
     """Variance of a_j over examples and positions: what a unit adds beyond a constant.
 
-    The criterion behind dropping nearly constant units, E[a^2] - E[a]^2 (METHODS.md, 5a). A bias
-    can stand in for a unit's mean but not for its variance.
+    The criterion behind dropping nearly constant units, E[a^2] - E[a]^2. A bias can stand
+    in for a unit's mean but not for its variance.
     """
 
     def spread(window: Window) -> Floats | None:

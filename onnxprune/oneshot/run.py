@@ -43,6 +43,7 @@ from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Device, Runner, check_runtime
 from onnxprune.runtime.verify import compare
+from onnxprune.storage import write_text
 from onnxprune.training.config import output_path
 from onnxprune.training.evaluation import model_metrics
 from onnxprune.training.losses import resolve
@@ -103,7 +104,19 @@ def prune_file(
         True
     """
     started = time.perf_counter()
-    config = PruneConfig(**options)
+    result, job, notes, target = _prune(model, data, output, PruneConfig(**options), on_event)
+    report = _report(result, job, model, target, notes)
+    return result.after[0], replace(report, seconds=time.perf_counter() - started)
+
+
+def _prune(
+    model: str | os.PathLike[str],
+    data: Source | None,
+    output: str | os.PathLike[str] | None,
+    config: PruneConfig,
+    on_event: Callable[[Event], None] | None,
+) -> tuple[_Result, Job, tuple[str, ...], Path]:
+    """Check, remove, verify and write: the result, what led to it, notes, and the file."""
     read = [data, config.recipe]
     protected = [path for path in read if isinstance(path, str | os.PathLike)]
     target = output_path(model, output, protected=protected)
@@ -127,9 +140,7 @@ def prune_file(
         for event in removal.events:
             on_event(event)
     _write(result, loaded, target, Path(model).name, job)
-    return result.after[0], replace(
-        _report(result, job, model, target, notes), seconds=time.perf_counter() - started
-    )
+    return result, job, notes, target
 
 
 def _read_recipe(path: str) -> Recipe:
@@ -278,7 +289,7 @@ def _write_recipe(recipe: Recipe, path: Path, given: str | None) -> None:
     if given is not None and path.exists() and path.samefile(given):
         return
     try:
-        path.write_text(recipe.to_json(indent=1) + "\n", encoding="utf-8")
+        write_text(path, recipe.to_json(indent=1) + "\n")
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be written ({error.strerror or error}); choose another -o", path=path

@@ -89,6 +89,8 @@ class Pruned:
         removed: units per group name.
         exact, bounded: how many of them changed nothing, and how many something.
         error, tolerance: largest absolute difference from the reference, and what is allowed.
+        change, bound: how much the method expects the consumers' pre-activations to change, all
+            removals together, and at most by any one of them; relative, NaN when it does not say.
         rolled_back: groups that failed verification and were put back.
         parameters, macs: what is left.
         seconds: that it took.
@@ -100,6 +102,8 @@ class Pruned:
     bounded: int
     error: float
     tolerance: float
+    change: float = math.nan
+    bound: float = math.nan
     rolled_back: tuple[str, ...] = ()
     parameters: int
     macs: int

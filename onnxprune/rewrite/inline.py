@@ -15,7 +15,7 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.base import Array
 from onnxprune.graph.shapes import settle
-from onnxprune.model import constant, evaluate, node_key
+from onnxprune.model import constant, evaluate, list_initializers, node_key
 from onnxprune.ops.registry import Sizes
 
 __all__ = ["inline"]
@@ -39,6 +39,7 @@ def inline(model: ir.Model) -> ir.Model:
         for node, branch in settled:
             _write_out(copy.graph, node, branch)
         changed = True
+    list_initializers(copy)
     return copy if changed else model
 
 

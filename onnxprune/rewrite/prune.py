@@ -15,7 +15,7 @@ from onnxprune.base import Array, Axis, Index, Plan
 from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constant, constants, set_constant
+from onnxprune.model import constant, constants, list_initializers, set_constant
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import RESIZES, Sizes
 from onnxprune.rewrite.compensate import check, compensate, substitutes
@@ -52,7 +52,7 @@ def prune(model: ir.Model, analysis: Analysis, plan: Plan) -> Pruned:
     slice_constants(clone, kept)
     _resize(clone, analysis, kept, shapes)
     _forget_shapes(clone)
-    _list_initializers(clone)
+    list_initializers(clone)
     return Pruned(model=clone, kept=kept)
 
 
@@ -106,14 +106,6 @@ def _forget_shapes(model: ir.Model) -> None:
         for value in node.outputs:
             if value not in outputs:
                 value.shape, value.type = None, None
-
-
-def _list_initializers(model: ir.Model) -> None:
-    """Before IR 4 every initializer stands among the inputs too, new ones included."""
-    listed = set(model.graph.inputs)
-    for value in model.graph.initializers.values() if model.ir_version < 4 else ():
-        if value not in listed:
-            model.graph.inputs.append(value)
 
 
 def take_moments(

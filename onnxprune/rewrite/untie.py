@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxprune.model import constant, node_key
+from onnxprune.model import constant, list_initializers, node_key
 
 __all__ = ["untie"]
 
@@ -40,6 +40,7 @@ def untie(model: ir.Model) -> ir.Model:
             )
             copy.graph.register_initializer(own)
             node.replace_input_with(slot, own)
+    list_initializers(copy)
     return copy
 
 

@@ -6,7 +6,7 @@ copied; only the batch goes in, and only the small outputs that are asked for co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -76,16 +76,6 @@ class Store:
         array: Array = self._buffers[name].numpy()
         return array
 
-    def view(self, name: str) -> Array:
-        """The buffer `name` itself, as an array that shares its memory; CPU only.
-
-        Raises:
-            InvariantError: the buffer is not in host memory.
-        """
-        if name not in self._arrays:
-            raise InvariantError(f"buffer {name!r} lies on {self.device.provider}: use get()")
-        return self._arrays[name]
-
     def buffer(self, name: str) -> Buffer:
         """The OrtValue to bind."""
         return self._buffers[name]
@@ -120,7 +110,6 @@ class Bound:
         inputs: buffer per input name; all other inputs are fed anew at every run.
         outputs: buffer per output name; it is overwritten by every run. A buffer may also be an
             input's: see `updates.graph.check_aliasing` for when that is sound.
-        fetch: outputs that every run gives back; by default those without a buffer.
     """
 
     def __init__(
@@ -130,16 +119,14 @@ class Bound:
         *,
         inputs: Mapping[str, str],
         outputs: Mapping[str, str],
-        fetch: Sequence[str] | None = None,
     ) -> None:
         self._runner = runner
         self._store = store  # the binding holds pointers into its memory
         self._binding = runner.session.io_binding()
         self._fed = tuple(name for name in runner.inputs if name not in inputs)
-        free = [name for name in runner.outputs if name not in outputs]
-        self._fetch = tuple(free if fetch is None else fetch)
-        # Fetched outputs are bound first, so that they come first among the results.
-        for name in self._fetch:
+        self._free = tuple(name for name in runner.outputs if name not in outputs)
+        # Outputs without a buffer are bound first, so that they come first among the results.
+        for name in self._free:
             self._binding.bind_output(name, "cpu")
         for name, buffer in outputs.items():
             self._binding.bind_ortvalue_output(name, store.buffer(buffer))
@@ -153,7 +140,7 @@ class Bound:
             feeds: an array for every input without a buffer; its sizes may change between runs.
 
         Returns:
-            The fetched outputs, as arrays of their own.
+            The outputs without a buffer, as arrays of their own.
 
         Raises:
             DataError: an array is missing, or has another dtype or shape than the input.
@@ -161,10 +148,10 @@ class Bound:
         """
         for name in self._fed:
             self._binding.bind_cpu_input(name, self._runner.checked(name, feeds))
-        for name in self._fetch:
+        for name in self._free:
             # Bound anew each time: the last result's buffer has the last batch's size.
             self._binding.bind_output(name, "cpu")
         session = self._runner.session
         call(lambda: session.run_with_iobinding(self._binding), "cannot run the model")
         values = self._binding.get_outputs_as_ortvaluevector()
-        return {name: values[place].numpy() for place, name in enumerate(self._fetch)}
+        return {name: values[place].numpy() for place, name in enumerate(self._free)}

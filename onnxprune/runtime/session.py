@@ -1,8 +1,8 @@
 """ONNX Runtime sessions: what is installed, where it runs, and running a model on arrays.
 
-`Runner` runs a model on arrays; `buffers.Bound` runs one on device buffers. Nothing here knows
-about training. Beside `training/gradient.py` this is the only module that imports onnxruntime, and
-it does so when a session is opened, not when it is imported.
+`Runner` runs a model on arrays; `buffers.Bound` runs one on device buffers. Nothing here
+trains. Beside `training/gradient.py` this is the only module that imports onnxruntime, and it does
+so when the runtime is first needed, not when the module is imported.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ _FAILURES = (
 # The C++ file, line and signature before a failed check, and the status code before the rest.
 _WHERE = re.compile(r"^.*was (?:false|true)\. (?=\S)|^\[ONNXRuntimeError\] : \d+ : ")
 _SILENT = 4  # log severity: fatal errors only
-# Both make wrong or invalid graphs: ORT_TRAINING.md, "Packages".
+# Pad_Fusion merges a Pad with zeros into a MaxPool, which pads with -inf: wrong results, up to
+# 1.31.1. MatMul_BatchNormalization_Fusion makes invalid graphs in 1.19.2.
 _WRONG_OPTIMIZERS = ["Pad_Fusion", "MatMul_BatchNormalization_Fusion"]
 _LAST_OPSET = 21  # of onnxruntime-training 1.19.2
 _LAST_IR = 10

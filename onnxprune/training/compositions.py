@@ -3,7 +3,8 @@
 `LOWERINGS` maps an operator to a function `(emitter, node) -> value | None` that writes an equal
 composition and returns what replaces the node's first output, or None to leave the node alone (it
 is one the engine handles, or sizes it would need are unknown). The training copy alone is
-rewritten; the user's graph never is. Which operators need it was measured: ORT_TRAINING.md.
+rewritten; the user's graph never is. Which operators need it was found by
+building the gradient of each alone with onnxruntime-training 1.19.2.
 
 A kink is written with Where, not Max or Abs: at exactly 0, where untrained and dead units sit, the
 engine's gradients of Relu and Abs are 0, while softplus or Elu have a slope there.

@@ -17,6 +17,7 @@ from typing import Any
 
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
+from onnxprune.model import external_files
 
 __all__ = [
     "BATCH_NORM",
@@ -149,7 +150,7 @@ class RunConfig:
     """
 
     method: str = "apoptosis"
-    epochs: int = 10
+    epochs: int = 30
     target: str | None = None
     batch_size: int = 32
     learning_rate: float | None = None
@@ -296,7 +297,8 @@ def output_path(
     """Where the pruned model goes, checked before hours of training and not after.
 
     Args:
-        model: the file that is pruned; never overwritten, not through a link either.
+        model: the file that is pruned; never overwritten, not through a link either, and neither
+            are the files that hold its weights, by the result or by what is written beside it.
         output: where to write; None for <stem>.pruned.onnx in the current folder.
         protected: other files that must survive, such as the data.
 
@@ -316,13 +318,19 @@ def output_path(
         raise ConfigError(
             f"-o {target}: folder {target.parent} cannot be written; choose another", output=target
         )
-    for file in (source, *(Path(path) for path in protected)):
-        if _is_same_file(target, file):
+    _check_overwrites((target,), [Path(path) for path in protected], target)
+    beside = (Path(f"{target}.data"), Path(f"{target}.recipe.json"))
+    _check_overwrites((target, *beside), [source, *sorted(external_files(source))], target)
+    return target
+
+
+def _check_overwrites(written: Sequence[Path], read: Sequence[Path], target: Path) -> None:
+    for file in read:
+        if any(_is_same_file(path, file) for path in written):
             raise ConfigError(
                 f"-o {target}: would overwrite {file}, which is read; choose another name",
                 output=target,
             )
-    return target
 
 
 def _is_same_file(target: Path, file: Path) -> bool:

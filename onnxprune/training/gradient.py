@@ -4,8 +4,9 @@ The engine is the GradientGraphBuilder of onnxruntime-training 1.19.2, which bui
 forward and backward nodes that any session can run. Nothing else in onnxprune knows it: callers
 find gradients through `GradientGraph.gradients`, never by the engine's names or operators.
 
-Building can abort the process for graphs the engine mistreats (ORT_TRAINING.md); what is known to
-do so is lowered before it gets here.
+Building can abort the whole process, for an AveragePool or a Conv with auto_pad of unknown sizes
+and for control flow that captures what is trained; these are lowered before they get here, or
+refused.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _build_without_silent(
             trained = tuple(name for name in trained if name != silent)
     raise TrainingError(
         f"{loss}: no gradient of any of {len(parameters)} parameters reaches it; "
-        "check --train, --freeze and --output",
+        "check --train-params, --freeze and --output-name",
         parameters=tuple(parameters),
     )
 

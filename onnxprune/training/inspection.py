@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
-from onnxprune.graph.shapes import with_input_shapes
-from onnxprune.model import load
 from onnxprune.reports import FrozenRow, GroupRow, Inspection
-from onnxprune.rewrite.inline import inline
+from onnxprune.training.problem import read_model, with_sizes
 
 __all__ = ["inspect"]
 
@@ -35,8 +33,7 @@ def inspect(
         InvalidModelError: not a valid model.
         ConfigError: an unknown input name, or a pattern that is none.
     """
-    sizes = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
-    graph = with_input_shapes(inline(load(model)), sizes)
+    graph = with_sizes(read_model(model), input_shapes or {})
     analysis = analyze(graph)
     weights = cost.unit_parameters(graph, analysis)
     parameters, macs = cost.parameters(graph), cost.macs(graph, analysis)

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxprune.base import Array
 from onnxprune.data import batches
+from onnxprune.errors import ConfigError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.methods import Pruner
 from onnxprune.reports import Evaluated, Event, Progress
@@ -39,6 +40,7 @@ _OBSERVE_EVERY = 16  # steps; an observing step costs up to half a step more
 _CHECKS = 30  # a run has by default, as long as they find something to remove
 _REPORT_EVERY = 20  # steps
 _SMOOTHING = 0.98  # of the loss, per step
+_WITNESSES = 32  # examples on which the written file is compared with the session
 _VERIFIED = 64  # examples a removal is verified on
 
 
@@ -52,6 +54,8 @@ class Outcome:
         steps: optimizer steps done.
         seconds: that took.
         notes: why it ended early, what was put back.
+        witness: inputs, and what the training session predicted for them with the numbers of
+            `stage`; None when that was not evaluated.
     """
 
     stage: Stage
@@ -60,6 +64,7 @@ class Outcome:
     steps: int
     seconds: float
     notes: tuple[str, ...]
+    witness: tuple[Mapping[str, Array], Array] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -70,6 +75,7 @@ class _Mark:
         stage: the stage.
         metric, loss: on the validation data.
         exact, bounded: units removed before.
+        predicted: what the session predicts for the witnesses then.
     """
 
     stage: Stage
@@ -77,6 +83,7 @@ class _Mark:
     loss: float
     exact: int = 0
     bounded: int = 0
+    predicted: Array | None = None
 
     def beats(self, other: _Mark, metric: str) -> bool:
         """Whether it is better: by the metric, and by the loss where that says nothing."""
@@ -133,7 +140,12 @@ class Loop:
         self.metric_name = ""
         self.stale = 0
         self.notes: list[str] = []
-        self.round: Round | None = None
+        self.failed: set[str] = set()
+        self.observe_every = max(min(_OBSERVE_EVERY, self.interval // 2), 1)
+        count = problem.batch_size if problem.static_batch else min(_WITNESSES, count)
+        self.witnesses = inputs_of(problem.train.batch(np.arange(count)))
+        self._check_target()
+        self.round: Round | None = self._open()
 
     # --- the whole -------------------------------------------------------------------------------
 
@@ -151,7 +163,6 @@ class Loop:
             self.metric_name, self.baseline = main_metric(baseline)
             self.good = _Mark(stage=self.stage, metric=self.baseline, loss=baseline["loss"])
         started = time.perf_counter()
-        self.round = self._open()
         try:
             for epoch in range(1, self.problem.config.epochs + 1):
                 self._epoch(epoch)
@@ -171,14 +182,37 @@ class Loop:
             mark = self.good
             step = mark.stage.snapshot.step
             self.notes.append(f"the metric fell by more than --max-drop; step {step} was kept")
+        stage = self.stage if mark is None else mark.stage
+        self._check_finite(stage)
+        witness = None if mark is None or mark.predicted is None else mark.predicted
         return Outcome(
-            stage=self.stage if mark is None else mark.stage,
+            stage=stage,
+            witness=None if witness is None else (self.witnesses, witness),
             exact=self.exact if mark is None else mark.exact,
             bounded=self.bounded if mark is None else mark.bounded,
             steps=self.stage.snapshot.step,
             seconds=seconds,
             notes=tuple(self.notes),
         )
+
+    def _check_target(self) -> None:
+        goal = self.problem.config.goal
+        if goal is not None and not self.before[goal.kind]:
+            raise ConfigError(
+                f"--target {goal}: the model has no {goal.kind} that could be counted"
+            )
+
+    def _check_finite(self, stage: Stage) -> None:
+        """Never hand out a model whose last step broke it."""
+        for name, array in stage.snapshot.parameters.items():
+            if not np.isfinite(array).all():
+                raise NonFiniteLossError(
+                    f"step {stage.snapshot.step}: parameter {name} became NaN or infinite; lower "
+                    "the learning rate or clip gradients",
+                    step=stage.snapshot.step,
+                    loss=math.nan,
+                    last_finite=self.loss,
+                )
 
     def _open(self) -> Round:
         observables = frozenset() if self.pruner is None else self.pruner.requires
@@ -223,7 +257,7 @@ class Loop:
         assert self.round is not None
         session = self.round.session
         step = session.step
-        observe = self.pruner is not None and step % _OBSERVE_EVERY == 0
+        observe = self.pruner is not None and step % self.observe_every == 0
         observe = observe and bool(self.round.collector.outputs)
         result = session.train_step(batch, learning_rate=self.rate(step), observe=observe)
         if observe and self.pruner is not None:
@@ -252,10 +286,12 @@ class Loop:
         self._sync()
         problem = self.problem
         limit = limit_at(problem.config, self.before, step / self.steps)
-        count = sample_size(self.interval, problem.batch_size, len(problem.train))
+        count = sample_size(
+            self.interval, problem.batch_size, len(problem.train), static=problem.static_batch
+        )
         now = moment(
             problem,
-            self.stage,
+            self._without_failed(),
             steps=self.steps,
             loss=self.loss,
             limit=limit,
@@ -266,6 +302,7 @@ class Loop:
             return
         size = problem.batch_size if problem.static_batch else _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
+        self._note_failed(record.rolled_back)
         if stage is not self.stage:
             self._close()
             self.stage = stage
@@ -273,6 +310,18 @@ class Loop:
             self.best, self.stale = None, 0
             self.round = self._open()
         self.emit(record)  # when it is done: whoever is told may interrupt the run
+
+    def _without_failed(self) -> Stage:
+        """The stage as the method may see it: without groups that failed verification."""
+        analysis = self.stage.analysis
+        groups = tuple(group for group in analysis.groups if group.name not in self.failed)
+        return replace(self.stage, analysis=replace(analysis, groups=groups))
+
+    def _note_failed(self, names: tuple[str, ...]) -> None:
+        """What failed once is not tried again, and is named in the report."""
+        for name in names:
+            self.failed.add(name)
+            self.notes.append(f"removals from {name} failed the check and were put back")
 
     def _draw(self, purpose: str, count: int) -> dict[str, Array]:
         """Inputs of `count` random training examples."""
@@ -311,8 +360,11 @@ class Loop:
             loss=loss,
             exact=self.exact,
             bounded=self.bounded,
+            predicted=self._predicted(),
         )
         self.metric_name = metric[0]
+        if not math.isfinite(loss):
+            return
         if self.best is None or mark.beats(self.best, metric[0]):
             self.best, self.stale = mark, 0
         else:
@@ -320,6 +372,12 @@ class Loop:
         self.last = mark
         if not self._fell(mark):
             self.good = mark
+
+    def _predicted(self) -> Array | None:
+        """What the session predicts for the witnesses."""
+        if self.round is None:
+            return None
+        return self.round.session.evaluate(self.witnesses)[self.problem.objective.prediction]
 
     def _fell(self, mark: _Mark | None) -> bool:
         """Whether the metric of `mark` fell by more than the user allows."""

@@ -16,12 +16,12 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.base import Array
 from onnxprune.emit import Emitter
-from onnxprune.errors import ConfigError, DataError
+from onnxprune.errors import ConfigError
 from onnxprune.model import constant, opset, shape_of, trainable_dtype
 from onnxprune.training.compositions import softplus
 from onnxprune.training.lowering import TrainingCopy
 
-__all__ = ["LOSS", "TARGET", "Kind", "Objective", "attach", "prepare", "resolve"]
+__all__ = ["LOSS", "TARGET", "Kind", "Objective", "attach", "resolve"]
 
 LOSS = "onnxprune.loss"
 TARGET = "onnxprune.target"
@@ -122,7 +122,7 @@ def _output(model: ir.Model, name: str | None) -> ir.Value:
     if len(floats) != 1:
         raise ConfigError(
             f"expected one float output to train on, got {len(floats)} of "
-            f"{', '.join(candidates)}: choose with --output NAME",
+            f"{', '.join(candidates)}: choose with --output-name NAME",
             outputs=tuple(floats),
         )
     return next(iter(floats.values()))
@@ -201,52 +201,6 @@ def _class_axis(final: ir.Value, shape: Sizes | None, target: Array | None) -> i
     if target is not None and target.ndim == last and target.shape[1:] == tuple(shape[1:last]):
         return last
     return 1
-
-
-def prepare(objective: Objective, target: Array) -> Array:
-    """Targets in the dtype and shape that the loss input wants.
-
-    Args:
-        objective: from `resolve`.
-        target: (n, ...) class numbers, or values.
-
-    Returns:
-        (n, ...) int64 class numbers for a cross-entropy; else float32, with the prediction's rank.
-
-    Raises:
-        DataError: class numbers that are no integers or out of range, or sizes that do not fit.
-    """
-    if objective.kind == "cross-entropy":
-        return _class_numbers(objective, target)
-    values = np.asarray(target, dtype=np.float32)
-    if objective.shape is None or values.ndim == len(objective.shape):
-        return values
-    wanted = objective.shape[1:]
-    sizes = [-1 if size is None else size for size in wanted]
-    if sizes.count(-1) > 1 or (-1 not in sizes and values[0].size != np.prod(sizes)):
-        raise DataError(
-            f"targets: expected shape (n, {', '.join(map(str, wanted))}), got {values.shape}",
-            shape=values.shape,
-        )
-    return values.reshape(len(values), *sizes)
-
-
-def _class_numbers(objective: Objective, target: Array) -> Array:
-    numbers = np.asarray(target)
-    if numbers.ndim == 2 and numbers.shape[1] == 1:
-        numbers = numbers[:, 0]
-    labels = numbers.astype(np.int64)
-    if not np.array_equal(labels, numbers):
-        raise DataError("targets: a cross-entropy needs class numbers, got fractions")
-    valid = labels[labels != IGNORED]
-    limit = objective.classes
-    if valid.size and (valid.min() < 0 or (limit is not None and valid.max() >= limit)):
-        raise DataError(
-            f"targets: expected class numbers 0 to {(limit or 0) - 1}, got {valid.min()} to "
-            f"{valid.max()}",
-            classes=limit,
-        )
-    return labels
 
 
 # --- nodes ---------------------------------------------------------------------------------------

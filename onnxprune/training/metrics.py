@@ -47,9 +47,9 @@ def accuracy(predictions: Array, targets: Array, *, class_axis: int = 1) -> floa
     return float(np.mean(classes[counted] == targets[counted])) if counted.any() else float("nan")
 
 
-def binary_accuracy(predictions: Array, targets: Array, *, threshold: float) -> float:
-    """Share of targets on the right side of `threshold`: 0 for logits, 0.5 for probabilities."""
-    above = predictions.reshape(targets.shape) > threshold
+def binary_accuracy(predictions: Array, targets: Array) -> float:
+    """Share of targets whose logit has the right sign."""
+    above = predictions.reshape(targets.shape) > 0
     return float(np.mean(above == (targets > 0.5)))
 
 
@@ -90,7 +90,7 @@ def loss(objective: Objective, predictions: Array, targets: Array) -> float:
     Args:
         objective: from `losses.resolve`.
         predictions: (n, ...) values of `objective.prediction`.
-        targets: (n, ...) as from `losses.prepare`.
+        targets: (n, ...) as from `data.check_target`.
     """
     z = predictions.astype(np.float64)
     if objective.kind == "mse":
@@ -104,19 +104,15 @@ def loss(objective: Objective, predictions: Array, targets: Array) -> float:
     return float(np.mean(logsumexp(rows, axis=1) - chosen))
 
 
-def metric_for(objective: Objective, *, logits: bool = True) -> Metric:
+def metric_for(objective: Objective) -> Metric:
     """The metric a run reports: accuracy for classes, else the mean squared error.
 
     Args:
-        objective: from `losses.resolve`.
-        logits: whether predictions are `objective.prediction`; False: `objective.output`, which
-            may be probabilities.
+        objective: from `losses.resolve`; predictions are values of `objective.prediction`.
     """
     if objective.kind == "cross-entropy":
         axis = objective.class_axis
         return Metric("accuracy", lambda p, t: accuracy(p, t, class_axis=axis), True)
     if objective.kind == "binary-cross-entropy":
-        raw = logits or objective.output == objective.prediction
-        threshold = 0.0 if raw else 0.5
-        return Metric("accuracy", lambda p, t: binary_accuracy(p, t, threshold=threshold), True)
+        return Metric("accuracy", binary_accuracy, True)
     return Metric("mean squared error", mean_squared_error, False)

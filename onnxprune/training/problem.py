@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx_ir as ir
 from scipy.stats import entropy
 
 from onnxprune.data import (
+    IGNORED,
     Data,
     Source,
     Split,
@@ -20,7 +21,7 @@ from onnxprune.data import (
     read,
     split_validation,
 )
-from onnxprune.errors import DataError
+from onnxprune.errors import ConfigError, DataError
 from onnxprune.graph.shapes import settle, with_input_shapes
 from onnxprune.model import load, model_input
 from onnxprune.ops.registry import Sizes
@@ -30,7 +31,7 @@ from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
 from onnxprune.training.losses import Objective, resolve
 
-__all__ = ["Problem", "fit_data", "pose", "sized", "stream"]
+__all__ = ["Problem", "fit_data", "pose", "read_model", "sized", "stream", "with_sizes"]
 
 _STREAMS = ("validation", "order", "probe", "verification")
 
@@ -44,6 +45,9 @@ class Problem:
         train, validation, test: examples; validation is put aside from training data when none was
             given, and None when the configuration asks for no validation.
         objective: the loss, and the values it reads.
+        examples: training examples given, those that were put aside for validation included.
+        trivial_loss: of the best constant prediction: the targets' entropy in nats, or their
+            variance; the mean of these where the model predicts several values.
         batch_size: examples per step: the configuration's, or the model's when its batch axis is
             static.
         static_batch: whether every batch must have that size.
@@ -56,20 +60,12 @@ class Problem:
     validation: Split | None
     test: Split | None
     objective: Objective
+    examples: int
+    trivial_loss: float
     batch_size: int
     static_batch: bool
     device: Device
     notes: tuple[str, ...]
-
-    @property
-    def trivial_loss(self) -> float:
-        """Loss of the best constant prediction: the targets' entropy in nats, or their variance."""
-        target = self.train.target
-        assert target is not None
-        if self.objective.kind == "mse":
-            return float(np.var(target))
-        _, counts = np.unique(target, return_counts=True)
-        return float(entropy(counts))
 
     @property
     def judged(self) -> tuple[str, Split] | None:
@@ -96,9 +92,10 @@ def pose(
     Raises:
         InvalidModelError: the file is not a valid model.
         DataError: the data does not fit the model or the loss.
-        ConfigError: no way to tell what to train, or an impossible option.
+        ConfigError: no way to tell what to train, inputs with different batch sizes, or an option
+            that is impossible or needs validation data where there is none.
     """
-    model = untie(inline(load(path)))
+    model = read_model(path)
     fitted = fit_data(model, data, validation, config)
     shapes, _ = settle(sized(model, config))
     objective = resolve(
@@ -112,9 +109,11 @@ def pose(
     ]
     train, given, test = splits
     assert train is not None
+    examples = len(train)
     if given is None and config.validation_fraction > 0:
         rng = stream(config.seed, "validation")
         train, given = split_validation(train, config.validation_fraction, rng)
+    _check_validation(given, config)
     static = _static_batch(model)
     if static is not None and len(train) < static:
         raise DataError(
@@ -133,6 +132,8 @@ def pose(
         validation=given,
         test=test,
         objective=objective,
+        examples=examples,
+        trivial_loss=_trivial_loss(objective.kind, train),
         batch_size=static or config.batch_size,
         static_batch=static is not None,
         device=Device(provider=config.provider, threads=config.threads),
@@ -140,12 +141,48 @@ def pose(
     )
 
 
+def read_model(path: str | os.PathLike[str]) -> ir.Model:
+    """The model in a file, as it is analyzed and trained: hidden structure written out.
+
+    Raises:
+        InvalidModelError: the file is not a valid model.
+    """
+    return untie(inline(load(path)))
+
+
+def _check_validation(validation: Split | None, config: RunConfig) -> None:
+    """Options that compare validation metrics need some."""
+    for option, value in (("--max-drop", config.max_drop), ("--patience", config.patience)):
+        if validation is None and value is not None:
+            raise ConfigError(
+                f"{option} {value:g}: needs validation data; give --val, or a "
+                "--validation-fraction above 0"
+            )
+
+
+def _trivial_loss(kind: str, train: Split) -> float:
+    target = train.target
+    assert target is not None
+    if kind == "mse":
+        return float(np.var(target, axis=0).mean())
+    if kind == "binary-cross-entropy":
+        share = target.mean(axis=0, dtype=np.float64)
+        return float(np.mean(entropy(np.stack([share, 1 - share]), axis=0)))
+    _, counts = np.unique(target[target != IGNORED], return_counts=True)
+    return float(entropy(counts)) if counts.size else 0.0
+
+
 def sized(model: ir.Model, config: RunConfig) -> ir.Model:
-    """A copy for analysis, with the input sizes that the user gave; `model` if there are none.
+    """A copy for analysis, with the input sizes that the user gave; `model` if there are none."""
+    return with_sizes(model, config.input_shapes)
+
+
+def with_sizes(model: ir.Model, input_shapes: Mapping[str, Sequence[int]]) -> ir.Model:
+    """As `sized`, with sizes by input name.
 
     The batch axis stays open where the model leaves it open: batches have other sizes.
     """
-    sizes = {name: tuple(shape) for name, shape in config.input_shapes.items()}
+    sizes = {name: tuple(shape) for name, shape in input_shapes.items()}
     copy = with_input_shapes(model, sizes)
     declared = {value.name: value.shape for value in model_input(model)}
     for value in model_input(copy) if sizes else ():
@@ -169,11 +206,24 @@ def fit_data(model: ir.Model, data: Source, validation: Source | None, config: R
 
 
 def _static_batch(model: ir.Model) -> int | None:
-    """The first size of the inputs, where it is a number."""
-    for value in model_input(model):
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
-            return int(value.shape[0])
-    return None
+    """The first size of the inputs, where it is a number.
+
+    Raises:
+        ConfigError: two inputs have different ones.
+    """
+    sizes = {
+        value.name: int(value.shape[0])
+        for value in model_input(model)
+        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
+    }
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"inputs have different batch sizes ({listed}); export the model with a batch axis "
+            "that all inputs share",
+            sizes=sizes,
+        )
+    return next(iter(sizes.values()), None)
 
 
 def _shaped(model: ir.Model, shapes: Mapping[str, Sizes]) -> ir.Model:

@@ -17,6 +17,7 @@ from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.parameters import trained
 from onnxprune.instrument.statistics import attach, merge_windows
 from onnxprune.methods import Limit, Moment
+from onnxprune.methods.compose import RECOVERY
 from onnxprune.model import constant, constants
 from onnxprune.reports import Pruned
 from onnxprune.rewrite.checked import Checked, checked_prune
@@ -72,25 +73,27 @@ def size(kind: str, model: ir.Model, analysis: Analysis) -> int:
 def limit_at(config: RunConfig, before: Mapping[str, int], progress: float) -> Limit | None:
     """What may remain at `progress` in [0, 1] of the run; None without a target.
 
-    A cubic schedule (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1) that is through at half of the
-    run, so that the other half can recover: final + (1 - final) (1 - t)^3.
+    A cubic schedule (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1) that is through before the part
+    of the run that is left for recovery: final + (1 - final) (1 - t)^3.
     """
     goal = config.goal
     if goal is None:
         return None
     start = before[goal.kind]
     final = goal.limit(start)
-    left = (1.0 - min(progress / 0.5, 1.0)) ** 3
+    left = (1.0 - min(progress / (1 - RECOVERY), 1.0)) ** 3
     return Limit(kind=goal.kind, now=int(final + (start - final) * left), final=final)
 
 
-def sample_size(interval: int, batch_size: int, examples: int) -> int:
+def sample_size(interval: int, batch_size: int, examples: int, *, static: bool = False) -> int:
     """Examples for a probe whose forward passes cost at most 3 % of the steps between two checks.
 
-    Never fewer than 256, as far as there are as many: fewer say too little about dead units.
+    Never fewer than 256, as far as there are as many: fewer say too little about dead units, and
+    with short intervals this costs more than 3 %. Whole batches where the batch axis is static.
     """
     affordable = int(_SHARE * interval * batch_size / _FORWARD)
-    return min(max(affordable, _SMALLEST_SAMPLE), _LARGEST_SAMPLE, examples)
+    count = min(max(affordable, _SMALLEST_SAMPLE), _LARGEST_SAMPLE, examples)
+    return max(count // batch_size, 1) * batch_size if static else count
 
 
 def moment(
@@ -117,9 +120,8 @@ def moment(
         chunk = problem.batch_size if problem.static_batch else 256
         for start in range(0, count, chunk):
             feeds = {name: array[start : start + chunk] for name, array in sample.items()}
-            if not problem.static_batch or len(next(iter(feeds.values()))) == chunk:
-                results = runner.run(feeds, collector.names)
-                seen = merge_windows(seen, collector.collect(results))
+            results = runner.run(feeds, collector.names)
+            seen = merge_windows(seen, collector.collect(results))
         return seen
 
     return Moment(
@@ -149,6 +151,8 @@ def apply(
         bounded=checked.bounded,
         error=checked.agreement.error,
         tolerance=checked.agreement.allowed,
+        change=plan.change,
+        bound=plan.bound,
         rolled_back=checked.rolled_back,
         parameters=cost.parameters(after.model),
         macs=cost.macs(after.model, after.analysis),

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Observable, Snapshot
-from onnxprune.errors import ConfigError
+from onnxprune.errors import ConfigError, ModelError
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.model import constant, constants, set_constant
@@ -115,6 +115,7 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
 
     Raises:
         ConfigError: nothing in the model is trained.
+        ModelError: what would be trained is not float32.
     """
     values = constants(model)
     copy = training_copy(problem, model, 0)
@@ -124,11 +125,23 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
             f"nothing to train: no parameter leads to {problem.objective.output}; see "
             "`onnxprune inspect`, or choose another --output-name or --train-params"
         )
+    others = {name: values[name].dtype for name in trained if not _is_float32(values[name])}
+    if others:
+        name, dtype = next(iter(others.items()))
+        raise ModelError(
+            f"{name}: {dtype} parameters cannot be trained; export the model as float32, or leave "
+            f"them out with --freeze",
+            parameters=tuple(others),
+        )
     return Snapshot(
         step=0,
         parameters={name: _array(values[name]) for name in trained},
         state={name: _array(values[name]) for name in copy.state},
     )
+
+
+def _is_float32(value: ir.Value) -> bool:
+    return value.dtype is ir.DataType.FLOAT
 
 
 def _array(value: ir.Value) -> Array:

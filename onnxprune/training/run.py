@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -15,23 +16,26 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Source
-from onnxprune.errors import InvariantError, NonFiniteLossError
+from onnxprune.errors import InvariantError, ModelError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
 from onnxprune.methods import METHODS
-from onnxprune.model import file_size, has_external_data, load, save
+from onnxprune.model import external_files, load, save
 from onnxprune.reports import Event, Finished, Report, RunDirectory, Size, Started
 from onnxprune.runtime.latency import latencies
-from onnxprune.runtime.session import check_runtime
-from onnxprune.runtime.verify import compare
+from onnxprune.runtime.session import Runner, check_runtime
+from onnxprune.runtime.verify import agreement, compare
 from onnxprune.training.config import RunConfig, output_path
 from onnxprune.training.evaluation import model_metrics
 from onnxprune.training.loop import Loop, Outcome
+from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, pose
 from onnxprune.training.pruning import Stage, inputs_of, removable, size
 from onnxprune.training.rounds import begin
 
 __all__ = ["train"]
+
+_log = logging.getLogger(__name__)
 
 OnEvent = Callable[[Event], None]
 _FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the session computed
@@ -60,8 +64,9 @@ def train(
         The pruned model, and the report on it.
 
     Raises:
-        OnnxPruneError: one of its leaves; see `onnxprune.errors`. Nothing is written then, except
-            the run directory of a run that had begun.
+        OnnxPruneError: one of its leaves; see `onnxprune.errors`. What is found out before the
+            first step leaves nothing behind; later there is the run directory, with the last good
+            model in it when the result itself could not be written.
     """
     started = time.perf_counter()
     config = RunConfig(**options)
@@ -77,8 +82,8 @@ def train(
     emit(_started(model, stage, config))
     outcome = _trained(loop, problem, stage, directory)
     result = outcome.stage.current()
-    save(result, target)
-    _check_file(problem, result, target)
+    _save(result, target, directory)
+    _check_file(problem, result, target, outcome)
     report = _report(problem, model, target, stage, outcome, result, directory, started)
     emit(Finished(report=report.to_dict()))
     return result, report
@@ -104,12 +109,27 @@ def _directory(config: RunConfig, model: str | os.PathLike[str]) -> RunDirectory
 
 
 def _emitter(directory: RunDirectory, on_event: OnEvent | None) -> OnEvent:
+    """Pass events on; a disk that takes no more records does not end the training."""
+
     def emit(event: Event) -> None:
-        directory.append(event)
+        try:
+            directory.append(event)
+        except OSError as error:
+            _log.warning("%s: record not written (%s)", directory.path, error.strerror or error)
         if on_event is not None:
             on_event(event)
 
     return emit
+
+
+def _save(model: ir.Model, target: Path, directory: RunDirectory) -> None:
+    """Write the result; where that fails, keep it in the run directory before saying so."""
+    try:
+        save(model, target)
+    except ModelError as error:
+        kept = directory.path / "last.onnx"
+        save(model, kept)
+        raise ModelError(f"{error}; the trained model is in {kept}", path=target) from error
 
 
 def _started(path: str | os.PathLike[str], stage: Stage, config: RunConfig) -> Started:
@@ -153,10 +173,16 @@ def _metrics(problem: Problem, model: ir.Model, split: Any) -> dict[str, float]:
     )
 
 
-def _check_file(problem: Problem, model: ir.Model, path: Path) -> None:
-    """The file that was written computes what the model in memory does."""
+def _check_file(problem: Problem, model: ir.Model, path: Path, outcome: Outcome) -> None:
+    """The file that was written computes what the training session did, and the model in memory."""
+    file = load(path)
     feeds = _some_inputs(problem)
-    found = compare(model, load(path), feeds, device=problem.device, tolerance=_FILE_TOLERANCE)
+    found = compare(model, file, feeds, device=problem.device, tolerance=_FILE_TOLERANCE)
+    if found.holds and outcome.witness is not None:
+        feeds, predicted = outcome.witness
+        name = problem.objective.prediction
+        runner = Runner(evaluation_copy(file, [name]), device=problem.device)
+        found = agreement({name: predicted}, runner.run(feeds), tolerance=_FILE_TOLERANCE)
     if not found.holds:
         raise InvariantError(
             f"{path}: computes something else than the trained model (difference "
@@ -183,7 +209,7 @@ def _report(
     models = (problem.model, result)
     times = latencies(models, _some_inputs(problem), device=problem.device)
     analyses = (stage.analysis, outcome.stage.analysis)
-    files = (_bytes(problem.model, path), _bytes(result, target))
+    files = (_bytes(path), _bytes(target))
     sizes = [
         Size(
             parameters=cost.parameters(each),
@@ -218,9 +244,9 @@ def _report(
     )
 
 
-def _bytes(model: ir.Model, path: str | os.PathLike[str]) -> int:
+def _bytes(path: str | os.PathLike[str]) -> int:
     """Size of the file at `path`, external data included."""
-    return file_size(model) if has_external_data(model) else os.path.getsize(path)
+    return os.path.getsize(path) + sum(file.stat().st_size for file in external_files(path))
 
 
 def _judged_note(problem: Problem) -> tuple[str, ...]:

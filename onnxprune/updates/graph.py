@@ -68,9 +68,7 @@ def build_update(
     *,
     state: Mapping[str, Sequence[int]] | None = None,
     clip_norm: float | None = None,
-    clip_value: float | None = None,
     weight_decay: float = 0.0,
-    decay_vectors: bool = False,
     dtype: ir.DataType = ir.DataType.FLOAT,
     gradient_transforms: Sequence[Transform] = (),
     parameter_transforms: Sequence[Transform] = (),
@@ -83,9 +81,8 @@ def build_update(
         state: shape of every value that forward passes update; carried over unchanged.
         clip_norm: largest Euclidean norm of all gradients together (before decay); the norm before
             clipping is then an output, `GRADIENT_NORM`.
-        clip_value: largest absolute value of a gradient's elements; applied before `clip_norm`.
-        weight_decay: >= 0; decoupled or as part of the gradient, as the rule says.
-        decay_vectors: whether parameters of rank 1 and less (biases, scales) decay too.
+        weight_decay: >= 0; decoupled or as part of the gradient, as the rule says. Parameters of
+            rank 1 and less (biases, scales) do not decay.
         dtype: of all parameters.
         gradient_transforms: applied to every gradient after clipping, in order.
         parameter_transforms: applied to every moved parameter, in order: noise, masks.
@@ -94,17 +91,17 @@ def build_update(
         ConfigError: a limit is not positive, or the decay negative.
         InvariantError: the graph would read a value after it is overwritten.
     """
-    _check(clip_norm=clip_norm, clip_value=clip_value, weight_decay=weight_decay)
+    _check(clip_norm=clip_norm, weight_decay=weight_decay)
     e = Emitter("update", opset=_OPSET, dtype=dtype)
     writer = _Writer(dtype)
     rate = writer.input(LEARNING_RATE, (), dtype)
     scalars = Scalars(e, rate, writer.input(STEP, (), ir.DataType.INT64))
     values = {name: writer.input(name, shape) for name, shape in shapes.items()}
     gradients = {name: writer.input(f"{name}/gradient", shape) for name, shape in shapes.items()}
-    clipped = _clip(e, writer, gradients, clip_norm, clip_value)
+    clipped = _clip(e, writer, gradients, clip_norm)
     for name, shape in shapes.items():
         gradient = _transformed(e, name, clipped[name], gradient_transforms)
-        decay = weight_decay if decay_vectors or len(shape) > 1 else 0.0
+        decay = weight_decay if len(shape) > 1 else 0.0
         if decay and not rule.decoupled:
             gradient = e.op("Add", gradient, e.op("Mul", values[name], e.scalar(decay)))
         moments = {slot: writer.input(f"{name}/{slot}", shape) for slot in rule.slots}
@@ -180,10 +177,9 @@ class _Writer:
         return ir.Model(graph, ir_version=_IR)
 
 
-def _check(*, clip_norm: float | None, clip_value: float | None, weight_decay: float) -> None:
-    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-        if limit is not None and limit <= 0:
-            raise ConfigError(f"{name}: expected a positive number, got {limit}")
+def _check(*, clip_norm: float | None, weight_decay: float) -> None:
+    if clip_norm is not None and clip_norm <= 0:
+        raise ConfigError(f"clip_norm: expected a positive number, got {clip_norm}")
     if weight_decay < 0:
         raise ConfigError(f"weight_decay: expected 0 or more, got {weight_decay}")
 
@@ -201,13 +197,9 @@ def _clip(
     writer: _Writer,
     gradients: Mapping[str, ir.Value],
     clip_norm: float | None,
-    clip_value: float | None,
 ) -> dict[str, ir.Value]:
-    """By value, then all together by norm: g * min(1, limit / (norm + 1e-6)), as in PyTorch."""
+    """All together by norm: g * min(1, limit / (norm + 1e-6)), as in PyTorch."""
     clipped = dict(gradients)
-    if clip_value is not None:
-        low, high = e.scalar(-clip_value), e.scalar(clip_value)
-        clipped = {name: e.op("Clip", g, low, high) for name, g in clipped.items()}
     if clip_norm is not None and clipped:
         squares = [e.op("ReduceSumSquare", g, keepdims=0) for g in clipped.values()]
         norm = e.op("Sqrt", e.op("Sum", *squares))

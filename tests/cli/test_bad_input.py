@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from click.testing import Result
 
@@ -167,3 +168,37 @@ def test_outputs_that_would_destroy_something(
         refused(result, "would overwrite", folder)
     for name, says in (("none/out.onnx", "does not exist; create it"), ("here", "is a folder")):
         refused(run("train", mlp, "--data", data, "-o", tmp_path / name), says, folder)
+
+
+@pytest.mark.ort
+@BOTH
+def test_nothing_to_train(
+    run: Run, folder: Path, mlp: Path, save: Save, way: Sequence[str]
+) -> None:
+    result = run("train", mlp, "--data", save(), "--freeze", ".", *way)
+    refused(result, "nothing to train", folder)
+
+
+@pytest.mark.ort
+@BOTH
+@pytest.mark.parametrize("option", ["--max-drop", "--patience"])
+def test_options_that_need_validation_data(
+    run: Run, folder: Path, mlp: Path, save: Save, way: Sequence[str], option: str
+) -> None:
+    without = ("--validation-fraction", "0", option, "1", *way)
+    result = run("train", mlp, "--data", save(), *without)
+    refused(result, f"{option} 1: needs validation data; give --val", folder)
+
+
+def test_outputs_that_would_destroy_weights_beside_the_model(
+    run: Run, folder: Path, mlp: Path, save: Save, tmp_path: Path
+) -> None:
+    for name in ("b.onnx", "b.onnx.data", "b.onnx.recipe.json"):
+        ir.save(ir.load(mlp), tmp_path / "a.onnx", external_data=name, size_threshold_bytes=0)
+        before = (tmp_path / name).read_bytes()
+        for command in (("train", "--data", str(save())), ("prune", "--target", "params=50%")):
+            output = ("-o", tmp_path / "b.onnx")
+            result = run(command[0], tmp_path / "a.onnx", *command[1:], *output)
+            refused(result, f"would overwrite {(tmp_path / name).resolve()}", folder)
+        assert (tmp_path / name).read_bytes() == before
+        (tmp_path / name).unlink()

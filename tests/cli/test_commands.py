@@ -25,8 +25,14 @@ def test_help_lists_the_commands(run: Run) -> None:
 
 def test_help_states_the_defaults(run: Run) -> None:
     text = " ".join(run("train", "--help").stdout.split())
-    for part in ("[default: 32]", "[default: 10]", "[default: apoptosis]", "params=30%"):
+    for part in ("[default: 32]", "[default: 30]", "[default: apoptosis]", "params=30%"):
         assert part in text
+
+
+@pytest.mark.parametrize("command", ["train", "prune"])
+def test_help_says_that_the_output_is_replaced(run: Run, command: str) -> None:
+    text = " ".join(run(command, "--help").stdout.split())
+    assert "an existing file of that name is replaced" in text
 
 
 def test_env_lists_versions(run: Run) -> None:
@@ -51,6 +57,7 @@ def test_inspect_as_json(run: Run, lenet: Path) -> None:
     assert 0 < found["removable_parameters"] < found["parameters"]
 
 
+@pytest.mark.ort
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_dry_run_shows_everything_and_writes_nothing(
     run: Run, folder: Path, lenet: Path, form: str

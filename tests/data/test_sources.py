@@ -75,6 +75,19 @@ def test_a_validation_source_replaces_the_validation_part(tmp_path: Path) -> Non
     assert read((X, Y), validation=saved(tmp_path, x_val=X[:2], y_val=Y[:2])).validation is not None
 
 
+def test_of_a_validation_source_with_parts_the_one_held_out_is_taken(tmp_path: Path) -> None:
+    parts = {"x_train": X, "y_train": Y, "x_test": X[:2], "y_test": Y[:2]}
+    tested = read((X, Y), validation=saved(tmp_path, **parts)).validation
+    assert tested is not None
+    assert len(tested) == 2
+    validated = read((X, Y), validation=saved(tmp_path, **parts, x_val=X[:1], y_val=Y[:1]))
+    assert validated.validation is not None
+    assert len(validated.validation) == 1
+    digits = read("digits", validation="digits").validation
+    assert digits is not None
+    assert len(digits) == 360
+
+
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file; give an \.npz archive.*digits"):
         read(tmp_path / "absent.npz")

@@ -55,6 +55,19 @@ def test_labels_that_are_none(target: Any, classes: int, says: str) -> None:
         checked(target, "cross-entropy", classes)
 
 
+def test_a_class_axis_before_axes_of_size_one_takes_plain_labels() -> None:
+    for target in (np.array([0, 2]), np.array([[[0]], [[2]]])):
+        split = Split(sources={}, target=target)
+        labels = check_target(split, "cross-entropy", 3, shape=(None, 3, 1, 1)).target
+        np.testing.assert_array_equal(labels, [0, 2])
+
+
+def test_messages_name_the_split() -> None:
+    split = Split(sources={}, target=np.array([0, 9]))
+    with pytest.raises(DataError, match=r"^test y: labels lie in"):
+        check_target(split, "cross-entropy", 3, where="test")
+
+
 def test_examples_without_a_label_may_be_left_out() -> None:
     np.testing.assert_array_equal(checked([1, -100], "cross-entropy", 3), [1, -100])
     with pytest.raises(DataError, match="every label is -100"):

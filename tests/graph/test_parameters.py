@@ -31,7 +31,7 @@ def test_regular_expressions_change_what_is_trained() -> None:
     result = trained(network, analyze(network), train="^mean$", freeze="[vc]")
     assert result.parameters == ("mean", "w", "b")
     assert dict(result.others)["v"] == "frozen on request"
-    with pytest.raises(ConfigError, match=r"--train \(: not a regular expression"):
+    with pytest.raises(ConfigError, match=r"--train-params \(: not a regular expression"):
         trained(network, analyze(network), train="(")
 
 

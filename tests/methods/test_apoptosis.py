@@ -47,8 +47,10 @@ def begun(pruner: Pruner, network: ir.Model, interval: int = 10) -> Any:
 
 
 def decided(pruner: Pruner, now: Moment, state: Any = None) -> tuple[Any, Plan]:
+    """What a pruner decides that has seen in training what the moment shows."""
     before = begun(pruner, now.model) if state is None else state
-    after, plan = pruner.decide(before, now)
+    sites = [consumer.axis for group in now.analysis.groups for consumer in group.consumers]
+    after, plan = pruner.decide(pruner.observe(before, now.probe(sites, pruner.requires)), now)
     return after, Plan(keep={}) if plan is None else plan
 
 

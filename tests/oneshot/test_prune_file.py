@@ -215,6 +215,23 @@ def test_the_recipe_is_in_the_metadata_unless_it_is_not_wanted(
     assert METADATA not in load(tmp_path / "b.onnx").metadata_props
 
 
+def test_a_recipe_appears_whole_or_not_at_all(
+    prune: Prune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prune(model(CONVNET), target="params=50%", output="a.onnx")
+    before = (tmp_path / "a.onnx.recipe.json").read_text()
+    write = Path.write_text
+
+    def interrupted(self: Path, text: str, **options: Any) -> int:
+        write(self, text[:100], **options)
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(ModelError, match=r"recipe\.json: cannot be written"):
+        prune(model(CONVNET), target="params=70%", output="a.onnx")
+    assert (tmp_path / "a.onnx.recipe.json").read_text() == before
+
+
 def test_the_written_file_passes_the_full_checker(prune: Prune, tmp_path: Path) -> None:
     prune(model(CONVNET), target="params=50%", output="a.onnx")
     onnx.checker.check_model(str(tmp_path / "a.onnx"), full_check=True)

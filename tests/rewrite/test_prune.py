@@ -318,7 +318,7 @@ def test_weights_in_constant_nodes_are_sliced() -> None:
 
 
 @pytest.mark.ort
-def test_a_model_with_external_data_stays_one(tmp_path: Path) -> None:
+def test_a_model_with_external_data_is_pruned_and_written_as_one_file(tmp_path: Path) -> None:
     file = tmp_path / "big.onnx"
     ir.save(model(TEXT), file, external_data="big.data", size_threshold_bytes=0)
     network = load(file)
@@ -328,6 +328,8 @@ def test_a_model_with_external_data_stays_one(tmp_path: Path) -> None:
     smaller = agreeing(network, analysis, plan, tolerance=1e-5)
     save(smaller, tmp_path / "small.onnx")
     again = load(tmp_path / "small.onnx")
+    assert not has_external_data(again)
+    assert not (tmp_path / "small.onnx.data").exists()
     assert compare(smaller, again, feeds(network), tolerance=0.0).holds
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -10,6 +12,7 @@ from graphs import feeds, model
 
 from onnxprune.base import Plan
 from onnxprune.graph.groups import analyze
+from onnxprune.model import load, model_input, save
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.verify import compare
 
@@ -67,6 +70,19 @@ def test_only_float_vectors_are_untied(values: np.ndarray) -> None:
     )
     assert shape is not None
     assert untie(found) is found
+
+
+def test_before_ir_4_the_new_vectors_are_listed_as_inputs(tmp_path: Path) -> None:
+    before = network()
+    before.ir_version = 3
+    before.graph.opset_imports[""] = 8
+    before.graph.inputs.extend(before.graph.initializers.values())
+    save(before, tmp_path / "before.onnx")
+    after = untie(load(tmp_path / "before.onnx"))
+    assert "ones/i" in {value.name for value in after.graph.inputs}
+    assert [value.name for value in model_input(after)] == ["x"]
+    save(after, tmp_path / "after.onnx")
+    assert "ones/i" in load(tmp_path / "after.onnx").graph.initializers
 
 
 def test_readers_through_identity_nodes_are_found() -> None:

@@ -131,9 +131,6 @@ def test_a_store_copies_in_and_out():
     np.testing.assert_array_equal(store.get("a"), expected)
     store.get("a")[:] = 7
     np.testing.assert_array_equal(store.get("a"), expected)
-    store.view("a")[0, 0] = 9
-    assert store.get("a")[0, 0] == 9
-    assert store.view("a").flags["C_CONTIGUOUS"]
     assert "a" in store
     assert "b" not in store
 
@@ -155,11 +152,10 @@ def test_bound_runs_overwrite_their_buffers_and_read_them_again():
     store = Store()
     store.put("w", ones(3, 2))
     bound = Bound(Runner(affine(), optimize=False), store, inputs={"w": "w"}, outputs={"v": "w"})
-    view = store.view("w")
     for turn in (1, 2, 3):
         result = bound.run({"x": ones(2, 3)})
         assert set(result) == {"y"}
-        np.testing.assert_array_equal(view, 2**turn * ones(3, 2))
+        np.testing.assert_array_equal(store.get("w"), 2**turn * ones(3, 2))
 
 
 @pytest.mark.ort
@@ -173,11 +169,3 @@ def test_bound_runs_accept_any_batch_and_give_back_arrays_of_their_own():
     np.testing.assert_array_equal(second, 6 * ones(2, 2))
     with pytest.raises(DataError, match="float64"):
         bound.run({"x": np.ones((2, 3))})
-
-
-@pytest.mark.ort
-def test_bound_runs_fetch_what_is_asked_for():
-    store = Store()
-    store.put("w", ones(3, 2))
-    bound = Bound(Runner(affine()), store, inputs={"w": "w"}, outputs={}, fetch=["v"])
-    assert set(bound.run({"x": ones(4, 3)})) == {"v"}

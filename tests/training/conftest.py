@@ -136,7 +136,7 @@ def shared_model() -> Callable[[str], Path]:
     def find(name: str) -> Path:
         path = SHARED / name
         if not path.is_file():
-            pytest.skip(f"{path} is not here")
+            pytest.skip(f"{path} is not here; it is no part of the project")
         return path
 
     return find

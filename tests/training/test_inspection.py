@@ -21,6 +21,9 @@ from onnxprune.graph.groups import analyze
 from onnxprune.model import load, save
 from onnxprune.reports import Inspection
 from onnxprune.rewrite.prune import prune
+from onnxprune.training.config import RunConfig
+from onnxprune.training.problem import pose
+from onnxprune.training.pruning import removable
 
 Inspect = Callable[..., Inspection]
 SHIPPED = ("mlp", "lenet", "resnet", "densenet", "vgg", "keras", "jax")
@@ -140,3 +143,22 @@ def test_wrong_requests_are_refused(tmp_path: Path) -> None:
         onnxprune.inspect(path("digits_mlp"), input_shapes={"z": (1, 64)})
     with pytest.raises(ConfigError, match="not a regular expression"):
         onnxprune.inspect(path("digits_mlp"), freeze="(")
+
+
+@pytest.mark.parametrize("shapes", [{}, {"x": (1, 3)}])
+def test_groups_are_those_that_training_finds(
+    inspected: Inspect, tmp_path: Path, shapes: dict[str, Any]
+) -> None:
+    network = model(
+        """(float[N, 3] x) => (float[N, 2] y) <float[3, 4] w, float[4, 4] v, float[4, 2] u> {
+        h = MatMul(x, w)  i = Mul(h, ones)  a = Relu(i)  g = MatMul(a, v)  k = Mul(g, ones)
+        y = MatMul(k, u) }""",
+        ones=np.ones(4, np.float32),
+    )
+    found = inspected(network, input_shapes=shapes)
+    config = RunConfig(input_shapes=shapes)
+    data = (np.zeros((8, 3), np.float32), np.arange(8) % 2)
+    problem = pose(tmp_path / "model.onnx", data, validation=None, config=config)
+    groups = removable(problem.model, config).groups
+    assert [(row.name, row.units) for row in found.groups] == [(g.name, g.size) for g in groups]
+    assert len(found.groups) == 2

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.errors import ConfigError, DataError
+from onnxprune.data import Split, check_target
+from onnxprune.errors import ConfigError
 from onnxprune.runtime.session import Runner
-from onnxprune.training.losses import LOSS, TARGET, Objective, attach, prepare, resolve
+from onnxprune.training.losses import LOSS, TARGET, attach, resolve
 from onnxprune.training.lowering import lower
 from onnxprune.training.metrics import loss as loss_of
 
@@ -75,7 +76,7 @@ def test_both_columns_of_a_binary_classifier_are_one_sigmoid(model_from):
     text = text.replace("(float[N,2] y)\n", "(float[N,2] y)\n    <float[1] one = {1.0}>\n")
     objective = resolve(model_from(text), target=np.array([0, 1]))
     assert (objective.kind, objective.prediction) == ("binary-cross-entropy", "l")
-    assert prepare(objective, np.array([0, 1])).shape == (2, 1)
+    assert prepared(objective, np.array([0, 1])).shape == (2, 1)
 
 
 def test_shapes_that_the_file_lacks_are_inferred(model_from):
@@ -86,16 +87,22 @@ def test_shapes_that_the_file_lacks_are_inferred(model_from):
 
 def test_several_float_outputs_need_a_choice(model_from):
     text = PLAIN.replace("(float[N,3] y)", "(float[N,3] y, float[N,3] l)")
-    with pytest.raises(ConfigError, match=r"y, l.*--output NAME"):
+    with pytest.raises(ConfigError, match=r"y, l.*--output-name NAME"):
         resolve(model_from(text), target=np.array([1]))
     assert resolve(model_from(text), "l", target=np.array([1])).output == "l"
     with pytest.raises(ConfigError, match="no such output"):
         resolve(model_from(text), "z")
 
 
+def prepared(objective, target):
+    split = Split(sources={}, target=np.asarray(target))
+    checked = check_target(split, objective.kind, objective.classes, shape=objective.shape)
+    return checked.target
+
+
 def run_loss(model, objective, x, target):
     copy = attach(lower(model, [objective.prediction], batch_norm="frozen"), objective).model
-    feeds = {"x": x, TARGET: prepare(objective, target)}
+    feeds = {"x": x, TARGET: prepared(objective, target)}
     results = Runner(copy).run(feeds)
     assert next(iter(results)) == LOSS
     return float(results[LOSS]), results[objective.prediction]
@@ -125,7 +132,7 @@ def test_the_loss_graph_equals_its_formula(kind, model_from):
         "mse": lambda: np.mean((z - target) ** 2),
     }[kind]()
     assert value == pytest.approx(expected, rel=1e-5)
-    assert loss_of(objective, prediction, prepare(objective, target)) == pytest.approx(
+    assert loss_of(objective, prediction, prepared(objective, target)) == pytest.approx(
         expected, rel=1e-5
     )
 
@@ -178,28 +185,3 @@ def test_cross_entropy_over_positions(text, shape, target_shape, axis, model_fro
     rows = np.moveaxis(prediction.astype(np.float64), axis, -1).reshape(-1, 3)
     chosen = rows[np.arange(len(rows)), target.reshape(-1)]
     assert value == pytest.approx(np.mean(np.log(np.exp(rows).sum(1)) - chosen), rel=1e-5)
-
-
-WIDE = Objective(kind="cross-entropy", prediction="y", output="y", classes=3, shape=(None, 3))
-ONE_VALUE = Objective(kind="mse", prediction="y", output="y", shape=(None, 1))
-
-
-def test_class_numbers_become_int64_vectors():
-    prepared = prepare(WIDE, np.array([[0.0], [2.0]]))
-    assert prepared.dtype == np.int64
-    assert prepared.shape == (2,)
-
-
-def test_values_get_the_rank_of_the_prediction():
-    # (N,) against (N, 1) would broadcast to (N, N).
-    assert prepare(ONE_VALUE, np.array([1.0, 2.0])).shape == (2, 1)
-
-
-@pytest.mark.parametrize("target", [np.array([0, 3]), np.array([-1, 0]), np.array([0.5, 1.0])])
-def test_impossible_class_numbers_are_refused(target):
-    with pytest.raises(DataError, match="class numbers"):
-        prepare(WIDE, target)
-
-
-def test_ignored_class_numbers_pass():
-    np.testing.assert_array_equal(prepare(WIDE, np.array([-100, 1])), [-100, 1])

@@ -62,10 +62,3 @@ def test_metric_for_an_objective(kind, predictions, targets, expected):
     metric = metric_for(Objective(kind=kind, prediction="y", output="y"))
     assert metric.compute(np.array(predictions), np.array(targets)) == expected
     assert metric.larger_is_better == (kind != "mse")
-
-
-def test_probabilities_are_compared_with_one_half():
-    objective = Objective(kind="binary-cross-entropy", prediction="l", output="y")
-    predictions, targets = np.array([[0.2], [0.7]]), np.array([[0.0], [1.0]])
-    assert metric_for(objective, logits=False).compute(predictions, targets) == 1.0
-    assert metric_for(objective).compute(predictions, targets) == 0.5

@@ -22,7 +22,8 @@ def test_cosine_goes_from_one_to_final_and_stays():
 
 
 def test_one_cycle_is_the_formula_of_optax():
-    # METHODS.md section 2a, with peak 1, T = 100: b1 = 30, v0 = 1/25, v2 = 1/(25 * 1e4).
+    # optax.cosine_onecycle_schedule with peak 1 and T = 100: it rises from 1/25 until step 30, then
+    # falls to 1/(25 * 1e4), each along half a cosine.
     schedule, v0, v2 = one_cycle(100), 1 / 25, 1 / 2.5e5
     for t in (0, 1, 15, 30):
         expected = (v0 + 1) / 2 + (v0 - 1) / 2 * math.cos(math.pi * t / 30)

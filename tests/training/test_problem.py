@@ -1,0 +1,76 @@
+"""Model, data and options brought together: what is decided, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from graphs import model
+
+from onnxprune.errors import ConfigError
+from onnxprune.model import save
+from onnxprune.training.config import RunConfig
+from onnxprune.training.problem import Problem, pose
+
+LINEAR = "(float[N, 4] x) => (float[N, %d] y) <float[4, %d] w> { y = MatMul(x, w) }"
+
+
+def posed(folder: Path, text: str, data: Any, **options: Any) -> Problem:
+    save(model(text), folder / "model.onnx")
+    config = RunConfig(**options)
+    return pose(folder / "model.onnx", data, validation=None, config=config)
+
+
+def linear(folder: Path, outputs: int, y: np.ndarray[Any, Any], loss: str) -> Problem:
+    x = np.zeros((len(y), 4), np.float32)
+    text = LINEAR % (outputs, outputs)
+    return posed(folder, text, (x, y), loss=loss, validation_fraction=0.0)
+
+
+def test_the_trivial_loss_leaves_out_what_the_loss_leaves_out(tmp_path: Path) -> None:
+    y = np.array([0, 1, 0, 1, -100, -100])
+    assert linear(tmp_path, 3, y, "cross-entropy").trivial_loss == pytest.approx(np.log(2))
+
+
+def test_the_trivial_loss_of_several_outputs_is_a_mean_over_them(tmp_path: Path) -> None:
+    y = np.array([[0, 100], [2, 100]], np.float32)
+    assert linear(tmp_path, 2, y, "mse").trivial_loss == pytest.approx(0.5)
+    y = np.array([[0, 1], [1, 1]])
+    found = linear(tmp_path, 2, y, "binary-cross-entropy").trivial_loss
+    assert found == pytest.approx(np.log(2) / 2)
+
+
+def test_examples_count_those_put_aside(tmp_path: Path) -> None:
+    data = (np.zeros((20, 4), np.float32), np.arange(20) % 3)
+    problem = posed(tmp_path, LINEAR % (3, 3), data)
+    assert (problem.examples, len(problem.train)) == (20, 18)
+
+
+def two_inputs(first: str, second: str) -> str:
+    return f"""(float[{first}, 4] a, float[{second}, 4] b) => (float[N, 4] y) <float[4, 4] w> {{
+        s = Add(a, b)  y = MatMul(s, w) }}"""
+
+
+PAIR = ({name: np.zeros((8, 4), np.float32) for name in "ab"}, np.arange(8) % 4)
+
+
+@pytest.mark.parametrize(("first", "second"), [("4", "N"), ("N", "4"), ("4", "4")])
+def test_a_static_batch_of_any_input_counts(tmp_path: Path, first: str, second: str) -> None:
+    problem = posed(tmp_path, two_inputs(first, second), PAIR)
+    assert (problem.batch_size, problem.static_batch) == (4, True)
+
+
+def test_different_static_batches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"different batch sizes \(a 4, b 1\)"):
+        posed(tmp_path, two_inputs("4", "1"), PAIR)
+
+
+@pytest.mark.parametrize("option", ["patience", "max_drop"])
+def test_options_on_validation_metrics_need_validation_data(tmp_path: Path, option: str) -> None:
+    data = (np.zeros((20, 4), np.float32), np.arange(20) % 3)
+    text = LINEAR % (3, 3)
+    with pytest.raises(ConfigError, match="needs validation data; give --val"):
+        posed(tmp_path, text, data, validation_fraction=0.0, **{option: 1})
+    assert posed(tmp_path, text, data, **{option: 1}).validation is not None
