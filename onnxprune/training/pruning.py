@@ -32,7 +32,7 @@ __all__ = ["Stage", "apply", "limit_at", "moment", "removable", "sample_size", "
 
 _LARGEST_SAMPLE = 2048  # examples; more would not change what is constant
 _SMALLEST_SAMPLE = 256
-_SHARE = 0.03  # of the training time that statistics may take
+_SHARE = 0.015  # of the training time, for probes; observing steps take as much again at most
 _FORWARD = 1 / 3  # cost of a forward pass, in training steps
 
 
@@ -86,10 +86,10 @@ def limit_at(config: RunConfig, before: Mapping[str, int], progress: float) -> L
 
 
 def sample_size(interval: int, batch_size: int, examples: int, *, static: bool = False) -> int:
-    """Examples for a probe whose forward passes cost at most 3 % of the steps between two checks.
+    """Examples for a probe whose forward passes cost at most 1.5 % of the steps between two checks.
 
     Never fewer than 256, as far as there are as many: fewer say too little about dead units, and
-    with short intervals this costs more than 3 %. Whole batches where the batch axis is static.
+    with short intervals this costs more. Whole batches where the batch axis is static.
     """
     affordable = int(_SHARE * interval * batch_size / _FORWARD)
     count = min(max(affordable, _SMALLEST_SAMPLE), _LARGEST_SAMPLE, examples)
