@@ -247,7 +247,7 @@ def _check_array(array: Array, name: str, where: str) -> None:
     # min and max pass NaN on, and need no temporary array as large as the data
     if array.dtype.kind == "f" and not np.isfinite([array.min(), array.max()]).all():
         bad = ~np.isfinite(array)
-        position = tuple(int(index) for index in np.unravel_index(int(bad.argmax()), array.shape))
+        position = tuple(int(index) for index in np.unravel_index(int(np.argmax(bad)), array.shape))
         raise DataError(
             f"{where}: {name} holds {int(bad.sum())} values that are NaN or infinite, the first "
             f"at {position}; remove or replace them",

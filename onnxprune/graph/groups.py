@@ -150,7 +150,7 @@ class _Solver:
 
     def stopped(self, labels: Index) -> Index:
         """Per component the number of the first freeze that stops it, or -1."""
-        reason = np.full(int(labels.max(initial=-1)) + 1, -1, np.int64)
+        reason = np.full(int(np.max(labels, initial=-1)) + 1, -1, np.int64)
         for number in range(len(self.frozen) - 1, -1, -1):
             reason[labels[self.frozen[number][0]]] = number
         return reason
@@ -342,7 +342,7 @@ def _groups(
 
 def _table(units: list[Index]) -> Index:
     """The ids (U, L) of units that occupy the same axes, in the order of their first."""
-    units.sort(key=lambda unit: int(unit.min()))
+    units.sort(key=lambda unit: int(np.min(unit)))
     return np.stack(units)
 
 

@@ -382,7 +382,7 @@ def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:
         merges=tuple(merges),
         exact=exact,
         change=float(np.sqrt((np.concatenate(changes) ** 2).sum())),
-        bound=float(np.concatenate(bounds).max()),
+        bound=float(np.max(np.concatenate(bounds))),
     )
 
 

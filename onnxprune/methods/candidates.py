@@ -192,7 +192,8 @@ def mergings(
         known &= (offset == 0) | (part.padded == 0)
     inexact = known & ~exact
     nearest = np.where(inexact, nearest, 0.0)
-    error, bound = np.zeros(len(rows)), np.zeros(len(rows))
+    error: Floats = np.zeros(len(rows))
+    bound: Floats = np.zeros(len(rows))
     for part in parts if inexact.any() else ():
         size = np.sqrt(part.power) or 1.0
         strength = np.sqrt((part.strength**2).sum(axis=1)) / size
