@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
 from onnxprune.graph.shapes import parse_input_shape
 
-__all__ = ["analysis_options", "numbers", "shapes", "share"]
+__all__ = ["analysis_options", "field_option", "numbers", "shapes", "share"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -42,6 +43,21 @@ def share(_ctx: click.Context, _param: click.Parameter, value: str | None) -> fl
     except ValueError:
         raise click.BadParameter(f"{value!r}: expected a number such as 0.01 or 1%") from None
     return number / 100 if value.endswith("%") else number
+
+
+def field_option(config: type[Any]) -> Callable[..., Callable[..., Any]]:
+    """What makes options for the fields of `config`, named after them, with their defaults."""
+    defaults = {entry.name: entry.default for entry in fields(config)}
+
+    def option(field: str, *names: str, **settings: Any) -> Callable[..., Any]:
+        default = defaults[field]
+        flags = names or (f"--{field.replace('_', '-')}",)
+        if isinstance(settings.get("type"), tuple):
+            settings["type"] = click.Choice(settings["type"])
+        shown = default is not None and not isinstance(default, bool)
+        return click.option(*flags, field, default=default, show_default=shown, **settings)
+
+    return option
 
 
 def analysis_options(command: _Command) -> _Command:

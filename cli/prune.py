@@ -7,7 +7,6 @@ default; `onnxprune.prune_file` takes the same names as keyword arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import click
@@ -19,22 +18,11 @@ from onnxprune.oneshot.config import PruneConfig
 from onnxprune.training.config import PROVIDERS
 
 from . import _render
-from ._types import numbers, shapes
+from ._types import field_option, numbers, shapes
 
 __all__ = ["prune"]
 
-_DEFAULTS = {entry.name: entry.default for entry in fields(PruneConfig)}
-
-
-def _option(field: str, *names: str, **settings: Any) -> Callable[..., Any]:
-    """An option for a field of PruneConfig, named after it, with its default."""
-    default = _DEFAULTS[field]
-    flags = names or (f"--{field.replace('_', '-')}",)
-    if isinstance(settings.get("type"), tuple):
-        settings["type"] = click.Choice(settings["type"])
-    shown = default is not None and not isinstance(default, bool)
-    return click.option(*flags, field, default=default, show_default=shown, **settings)
-
+_option = field_option(PruneConfig)
 
 _OPTIONS = (
     click.option(

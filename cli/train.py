@@ -7,7 +7,6 @@ default; `onnxprune.train` takes the same names as keyword arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,11 @@ from onnxprune.training.config import (
 )
 
 from . import _render
-from ._types import analysis_options, numbers, share
+from ._types import analysis_options, field_option, numbers, share
 
 __all__ = ["train"]
 
-_DEFAULTS = {entry.name: entry.default for entry in fields(RunConfig)}
-
-
-def _option(field: str, *names: str, **settings: Any) -> Callable[..., Any]:
-    """An option for a field of RunConfig, named after it, with its default."""
-    default = _DEFAULTS[field]
-    flags = names or (f"--{field.replace('_', '-')}",)
-    if isinstance(settings.get("type"), tuple):
-        settings["type"] = click.Choice(settings["type"])
-    return click.option(
-        *flags, field, default=default, show_default=default is not None, **settings
-    )
-
+_option = field_option(RunConfig)
 
 _MAIN = (
     click.option("--data", metavar="FILE", help="An .npz file with x and y, or 'digits'."),

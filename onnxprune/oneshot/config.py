@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from onnxprune.data import LAYOUTS
 from onnxprune.errors import ConfigError
 from onnxprune.methods.allocation import ALLOCATIONS
 from onnxprune.methods.importance import IMPORTANCES
-from onnxprune.training.config import PROVIDERS, Target, parse_target
+from onnxprune.training.config import PROVIDERS, Target, check_pattern, parse_target
 
 __all__ = ["PruneConfig"]
 
@@ -82,7 +81,7 @@ class PruneConfig:
             if value is not None and value not in allowed:
                 raise ConfigError(f"--{name} {value}: expected one of {', '.join(allowed)}")
         for name, pattern in (("keep", self.keep), ("only", self.only)):
-            _check_pattern(name, pattern)
+            check_pattern(name, pattern)
 
     def _check_work(self) -> None:
         """Just one thing to do."""
@@ -107,14 +106,3 @@ class PruneConfig:
     def goal(self) -> Target | None:
         """The target as data."""
         return None if self.target is None else parse_target(self.target)
-
-
-def _check_pattern(name: str, pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise ConfigError(
-            f"--{name} {pattern}: not a regular expression ({error}); "
-            "write \\ before a special character",
-            option=name,
-        ) from error

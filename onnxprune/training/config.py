@@ -27,6 +27,7 @@ __all__ = [
     "SCHEDULES",
     "RunConfig",
     "Target",
+    "check_pattern",
     "output_path",
     "parse_target",
 ]
@@ -196,7 +197,7 @@ class RunConfig:
         for name in ("learning_rate", "clip"):
             _check_number(name, getattr(self, name), above=0)
         for name in ("train_params", "freeze", "keep"):
-            _check_pattern(name, getattr(self, name))
+            check_pattern(name, getattr(self, name))
         for name, sizes in self.input_shapes.items():
             if not sizes or any(size < 1 for size in sizes):
                 raise ConfigError(f"--input-shape {name}: expected sizes of at least 1")
@@ -277,7 +278,12 @@ def _check_number(
         )
 
 
-def _check_pattern(name: str, pattern: str | None) -> None:
+def check_pattern(name: str, pattern: str | None) -> None:
+    """Refuse a pattern for the field `name` that is no regular expression.
+
+    Raises:
+        ConfigError: it does not compile.
+    """
     try:
         re.compile(pattern or "")
     except re.error as error:

@@ -18,7 +18,7 @@ from onnxprune.graph.parameters import trained
 from onnxprune.instrument.statistics import attach, merge_windows
 from onnxprune.methods import Limit, Moment
 from onnxprune.methods.compose import RECOVERY
-from onnxprune.model import constant, constants
+from onnxprune.model import constants
 from onnxprune.reports import Pruned
 from onnxprune.rewrite.checked import Checked, checked_prune
 from onnxprune.rewrite.prune import take, take_moments
@@ -26,7 +26,7 @@ from onnxprune.runtime.session import Runner
 from onnxprune.training.config import RunConfig
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
-from onnxprune.training.rounds import written
+from onnxprune.training.rounds import own_array, written
 
 __all__ = ["Stage", "apply", "limit_at", "moment", "removable", "sample_size", "size"]
 
@@ -173,18 +173,14 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     before = set(constants(stage.model))
     trained_before = set(stage.snapshot.parameters)
     parameters = {
-        name: _array(values[name]) for name in names if name in trained_before or name not in before
+        name: own_array(values[name])
+        for name in names
+        if name in trained_before or name not in before
     }
     state = {name: take(name, array, kept) for name, array in stage.snapshot.state.items()}
     moments = take_moments(stage.snapshot.moments, kept, parameters)
     snapshot = replace(stage.snapshot, parameters=parameters, moments=moments, state=state)
     return Stage(model=model, analysis=analysis, snapshot=snapshot)
-
-
-def _array(value: ir.Value) -> Array:
-    array = constant(value)
-    assert array is not None
-    return np.array(array)
 
 
 def inputs_of(batch: Mapping[str, Array]) -> dict[str, Array]:

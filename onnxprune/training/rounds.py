@@ -26,7 +26,7 @@ from onnxprune.training.session import Session
 from onnxprune.updates import rules
 from onnxprune.updates.graph import UpdateGraph, build_update
 
-__all__ = ["Round", "begin", "opened", "written"]
+__all__ = ["Round", "begin", "opened", "own_array", "written"]
 
 
 class Round:
@@ -135,8 +135,8 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
         )
     return Snapshot(
         step=0,
-        parameters={name: _array(values[name]) for name in trained},
-        state={name: _array(values[name]) for name in copy.state},
+        parameters={name: own_array(values[name]) for name in trained},
+        state={name: own_array(values[name]) for name in copy.state},
     )
 
 
@@ -144,7 +144,8 @@ def _is_float32(value: ir.Value) -> bool:
     return value.dtype is ir.DataType.FLOAT
 
 
-def _array(value: ir.Value) -> Array:
+def own_array(value: ir.Value) -> Array:
+    """A copy of the array behind a constant."""
     array = constant(value)
     assert array is not None
     return np.array(array)
