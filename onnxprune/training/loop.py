@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune import schedules
 from onnxprune.base import Array
 from onnxprune.data import batches
 from onnxprune.errors import ConfigError, NonFiniteLossError
@@ -32,7 +33,6 @@ from onnxprune.training.pruning import (
     sample_size,
 )
 from onnxprune.training.rounds import Round, opened
-from onnxprune.updates import schedules
 
 __all__ = ["Loop", "Outcome"]
 

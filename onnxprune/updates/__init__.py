@@ -1,1 +1,1 @@
-"""How parameters move: optimizers as graph emitters, the update graph, learning-rate schedules."""
+"""How parameters move: optimizers as graph emitters, the update graph."""

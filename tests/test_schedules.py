@@ -1,4 +1,4 @@
-"""Learning-rate schedules against their formulas."""
+"""Schedules against their formulas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from onnxprune.errors import ConfigError
-from onnxprune.updates.schedules import constant, cosine, one_cycle, step, warmup
+from onnxprune.schedules import constant, cosine, one_cycle, step, warmup
 
 
 def test_constant_is_one():

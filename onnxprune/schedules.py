@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions from a step to a factor of the base rate."""
+"""Schedules: functions from a step to a factor of a base value, such as the learning rate."""
 
 from __future__ import annotations
 
