@@ -229,6 +229,11 @@ class Plan:
             together; NaN when the method does not say.
         bound: largest relative change that any one removal causes on the method's sample; NaN when
             the method does not say.
+        masks: per trained parameter, which of its entries stay (bool, the parameter's shape before
+            the removal); the others become zero and training leaves them so. Joined to the masks
+            of earlier plans.
+        reset_moments: whether the optimizer's moments start again at zero.
+        rewind: whether what stays goes back to the values with which the run began.
     """
 
     keep: Mapping[str, Mask]
@@ -237,6 +242,9 @@ class Plan:
     exact: Mapping[str, Mask] = field(default_factory=dict)
     change: float = math.nan
     bound: float = math.nan
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+    reset_moments: bool = False
+    rewind: bool = False
 
     def removed(self) -> int:
         """How many units go."""
@@ -261,11 +269,19 @@ class Observable(enum.Enum):
     VARIANCE = "variance"  # sum of squares
     ABSOLUTE = "absolute"  # sum of |a|
     ACTIVE = "active"  # number of non-zeros
+    GATE = "gate"  # sum of a dL/da, batch by batch
+    SALIENCY = "saliency"  # sums of |a dL/da| and (a dL/da)^2
+    HITS = "hits"  # examples for which it was among the top k of |dL/da|
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it needs the gradient graph; the others need a forward pass only."""
+        return self in (Observable.GATE, Observable.SALIENCY, Observable.HITS)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Window:
-    """Statistics of one value over a window of batches, per index of one axis of size C.
+    """Statistics of one value a over a window of batches, per index of one axis of size C.
 
     Attributes:
         count: values seen per index (examples times positions).
@@ -273,6 +289,12 @@ class Window:
         total, square, absolute: (C,) float64 sums of a, a^2 and |a|; None when not observed.
         active: (C,) float64 number of non-zeros; None when not observed.
         low, high: (C,) float64 smallest and largest value; None when not observed.
+        gate: (C,) float64, the derivative of the loss by a factor at the index, g = sum of a dL/da
+            over examples and positions, summed over batches; None when not observed.
+        gate_square: (C,) float64 sum of g^2 over batches.
+        saliency, saliency_square: (C,) float64 sums of |a dL/da| and of its square over elements.
+        hits: (C,) float64, examples for which the index was among the k with the largest |dL/da|
+            of its value, that being above zero; None when not observed.
     """
 
     count: int = 0
@@ -283,6 +305,11 @@ class Window:
     active: Floats | None = None
     low: Floats | None = None
     high: Floats | None = None
+    gate: Floats | None = None
+    gate_square: Floats | None = None
+    saliency: Floats | None = None
+    saliency_square: Floats | None = None
+    hits: Floats | None = None
 
 
 Observations: TypeAlias = Mapping[Axis, Window]
