@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from runs import Result, Train
 
+import onnxprune
 from onnxprune.base import Array, Snapshot
+from onnxprune.model import load, opset, save
+from onnxprune.reports import Event
+from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner
 from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.losses import LOSS, Objective, attach, resolve
@@ -166,3 +173,50 @@ def slope_error() -> Callable[..., float]:
         return worst
 
     return measure
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Runs `onnxprune.train`, and checks what holds of every run."""
+    count = iter(range(100))
+    briefly = functools.partial(latencies, seconds=0.05)
+    monkeypatch.setattr("onnxprune.training.run.latencies", briefly)
+
+    def work(
+        source: Path | ir.Model, data: Any = "digits", *, interrupt: Any = None, **options: Any
+    ) -> Result:
+        number = next(count)
+        if isinstance(source, ir.Model):
+            file = tmp_path / f"model{number}.onnx"
+            save(source, file)
+        else:
+            file = source
+        before = file.read_bytes()
+        events: list[Event] = []
+
+        def listen(event: Event) -> None:
+            events.append(event)
+            if interrupt is not None and interrupt(events):
+                raise KeyboardInterrupt
+
+        output = tmp_path / f"out{number}.onnx"
+        arguments = {"threads": 1, "run_directory": str(tmp_path / f"run{number}")} | options
+        found, report = onnxprune.train(file, data, output=output, on_event=listen, **arguments)
+        assert file.read_bytes() == before
+        _check_interface(load(file), output)
+        return Result(found, report, output, events)
+
+    return work
+
+
+def _check_interface(before: ir.Model, output: Path) -> None:
+    onnx.checker.check_model(str(output), full_check=True)
+    after = load(output)
+    assert opset(after) == opset(before)
+    assert after.ir_version == before.ir_version
+
+    def described(values: Any) -> list[tuple[Any, ...]]:
+        return [(v.name, v.dtype, str(v.shape)) for v in values if not v.is_initializer()]
+
+    assert described(after.graph.inputs) == described(before.graph.inputs)
+    assert [v.name for v in after.graph.outputs] == [v.name for v in before.graph.outputs]

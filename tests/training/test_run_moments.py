@@ -1,0 +1,114 @@
+"""What a removal does to moments and running statistics, in the middle of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import array, model
+from onnxprune_models import builders, path
+from runs import (
+    SHRINK,
+    Train,
+    digits,
+)
+
+from onnxprune.base import Array, Axis, Plan
+from onnxprune.graph.parameters import trained
+from onnxprune.model import save
+from onnxprune.training.config import RunConfig
+from onnxprune.training.problem import pose
+from onnxprune.training.pruning import Stage, apply, inputs_of, removable
+from onnxprune.training.rounds import begin, opened
+
+pytestmark = pytest.mark.ort
+
+
+def posed(tmp_path: Path, source: ir.Model, **options: Any) -> tuple[Any, Stage]:
+    file = tmp_path / "posed.onnx"
+    save(source, file)
+    config = RunConfig(threads=1, **options)
+    problem = pose(file, digits(), validation=None, config=config)
+    analysis = removable(problem.model, config)
+    names = trained(problem.model, analysis).parameters
+    return problem, Stage(
+        model=problem.model, analysis=analysis, snapshot=begin(problem, problem.model, names)
+    )
+
+
+def stepped(problem: Any, stage: Stage, steps: int) -> Stage:
+    round_ = opened(problem, stage.model, stage.analysis, stage.snapshot, [], frozenset())
+    with round_.session as session:
+        for step in range(steps):
+            batch = problem.train.batch(np.arange(32 * step, 32 * step + 32) % len(problem.train))
+            session.train_step(batch, learning_rate=0.05)
+        snapshot = session.snapshot()
+    return Stage(model=stage.model, analysis=stage.analysis, snapshot=snapshot)
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_moments_are_sliced_along_with_the_parameters(tmp_path: Path, optimizer: str) -> None:
+    problem, stage = posed(tmp_path, builders.mlp([64, 20, 12, 10]), optimizer=optimizer)
+    stage = stepped(problem, stage, 8)
+    names = [group.name for group in stage.analysis.groups]
+    chosen = np.array([0, 3, 4, 7, 11, 19]), np.array([1, 2, 10])
+    kept = dict(zip(names, chosen, strict=True))
+    keep = {
+        group.name: np.isin(np.arange(group.size), kept[group.name])
+        for group in stage.analysis.groups
+    }
+    feeds_ = inputs_of(problem.train.batch(np.arange(32)))
+    after, record = apply(problem, stage, Plan(keep=keep), feeds_)
+    assert record.bounded == (20 - 6) + (12 - 3)
+    indices: dict[Axis, Array] = {
+        member.axis: kept[group.name] for group in stage.analysis.groups for member in group.members
+    }
+    slots = {"momentum": 1, "adam": 2}[optimizer]
+    assert len(after.snapshot.moments) == slots
+    for arrays, before in [
+        (after.snapshot.parameters, stage.snapshot.parameters),
+        *((after.snapshot.moments[s], stage.snapshot.moments[s]) for s in stage.snapshot.moments),
+    ]:
+        assert set(arrays) == set(before)
+        for name, values in before.items():
+            expected = values
+            for position in range(values.ndim):
+                if Axis(name, position) in indices:
+                    expected = np.take(expected, indices[Axis(name, position)], axis=position)
+            assert np.any(expected)
+            np.testing.assert_array_equal(arrays[name], expected, err_msg=name)
+    assert after.snapshot.step == stage.snapshot.step == 8
+    onward = stepped(problem, after, 1)
+    assert onward.snapshot.step == 9
+
+
+NORMED = """(float[N, 64] x) => (float[N, 10] y)
+    <float[64, 12] w, float[12] scale, float[12] shift, float[12] mean, float[12] var,
+     float[12, 10] v> {
+    h = MatMul(x, w)  n = BatchNormalization(h, scale, shift, mean, var)  a = Relu(n)
+    y = MatMul(a, v) }"""
+
+
+@pytest.mark.parametrize("mode", ["train", "frozen"])
+def test_running_statistics_are_written_back_in_training_mode_only(train: Train, mode: str) -> None:
+    source = model(NORMED)
+    found = train(source, digits(), batch_norm=mode, method="none", epochs=2).file
+    for name in ("mean", "var"):
+        same = np.array_equal(array(found, name), array(source, name))
+        assert same == (mode == "frozen")
+    assert not np.array_equal(array(found, "scale"), array(source, "scale"))
+    if mode == "train":
+        x, _ = digits()
+        h = x.reshape(-1, 64) @ array(found, "w")
+        assert np.corrcoef(array(found, "mean"), h.mean(axis=0))[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("mode", ["train", "frozen"])
+def test_models_with_batch_normalization_shrink_in_both_modes(train: Train, mode: str) -> None:
+    x, y = digits(900)
+    result = train(path("digits_vgg"), (x, y), batch_norm=mode, **{**SHRINK, "epochs": 2})
+    assert result.report.reached
+    assert result.report.after.metrics["accuracy"] > 0.9
