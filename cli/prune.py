@@ -13,7 +13,7 @@ import click
 
 from onnxprune.data import LAYOUTS
 from onnxprune.methods.allocation import ALLOCATIONS
-from onnxprune.methods.importance import IMPORTANCES
+from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.oneshot.config import PruneConfig
 from onnxprune.training.config import PROVIDERS
 
@@ -44,7 +44,7 @@ _OPTIONS = (
     ),
     _option(
         "importance",
-        type=tuple(IMPORTANCES),
+        type=WITHOUT_GRADIENTS,
         help="What makes a unit worth keeping.  [default: variance with --data, else magnitude]",
     ),
     _option("allocation", type=tuple(ALLOCATIONS), help="How groups share the removals."),

@@ -1,12 +1,14 @@
-"""The interface of a pruning method: a pair of pure functions over plain data, and a decision.
+"""The interface of a pruning method: a few pure functions over plain data, and a decision.
 
 A method asks for observations, folds them into its state, and now and then decides on a plan. What
-it cannot know from the graph and the weights it learns from a `Moment`.
+it cannot know from the graph and the weights it learns from a `Moment`. What it does to training
+itself, a regulariser, noise or a sparser back propagation, it declares as `Influence`: the training
+layer writes that into the graphs, and the numbers in it come from the method step by step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,9 +17,13 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Observable, Observations, Plan
 from onnxprune.graph.groups import Analysis
 
-__all__ = ["RECOVERY", "Limit", "Moment", "Pruner"]
+__all__ = ["NOISE", "PENALTY", "RECOVERY", "Influence", "Limit", "Moment", "Pruner", "TopK"]
 
 State: TypeAlias = Any
+
+PENALTY = "penalty"
+NOISE = "noise"
+"""The scalars of a method's influence: the weight of the penalty, the deviation of the noise."""
 
 RECOVERY = 0.5  # share of a run at its end that is left for recovery from removals with an error
 
@@ -62,6 +68,45 @@ class Moment:
     probe: Callable[[Iterable[Axis], Iterable[Observable]], Observations]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopK:
+    """Back propagation through the k largest gradients of a layer's pre-activations only.
+
+    Attributes:
+        k: how many, at least 1; layers that are no wider propagate everything.
+        unified: one choice for the whole batch, by the sum of |dL/dz| over it; else one per
+            example.
+    """
+
+    k: int
+    unified: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Influence:
+    """What a method does to the training of one round.
+
+    Attributes:
+        penalized: parameters p whose L1 norm, times the scalar `PENALTY`, is added to the loss:
+            the gradient that the optimizer sees grows by PENALTY * sign(p).
+        noise: "live" adds normal noise of deviation `NOISE` to every step of those weights whose
+            gradient, penalty included, is not zero; "all" to every weight; None to none.
+        top_k: sparser back propagation; None for the plain one.
+    """
+
+    penalized: tuple[str, ...] = ()
+    noise: str | None = None
+    top_k: TopK | None = None
+
+
+def _no_influence(_model: ir.Model, _analysis: Analysis) -> Influence:
+    return Influence()
+
+
+def _no_scalars(_state: State, _step: int) -> Mapping[str, float]:
+    return {}
+
+
 class Pruner(NamedTuple):
     """A method.
 
@@ -69,8 +114,12 @@ class Pruner(NamedTuple):
         requires: what `observe` wants to see of the groups' consumers during training.
         init: (analysis, steps between decisions) -> state.
         observe: (state, observations of one step) -> state; cheap and pure.
-        decide: (state, moment) -> (state, plan or None); called when `due`.
+        decide: (state, moment) -> (state, plan or None); called when `due`, and after the last
+            step.
         due: (state, step) -> whether to call `decide` now.
+        influence: (model, analysis) -> what to write into the graphs of the round that begins.
+        scalars: (state, step) -> the numbers of that influence for this step.
+        every: observe in every so many steps; None leaves it to the loop.
     """
 
     requires: frozenset[Observable]
@@ -78,3 +127,6 @@ class Pruner(NamedTuple):
     observe: Callable[[State, Observations], State]
     decide: Callable[[State, Moment], tuple[State, Plan | None]]
     due: Callable[[State, int], bool]
+    influence: Callable[[ir.Model, Analysis], Influence] = _no_influence
+    scalars: Callable[[State, int], Mapping[str, float]] = _no_scalars
+    every: int | None = None

@@ -25,15 +25,21 @@ from onnxprune.ops.registry import Role
 
 __all__ = [
     "IMPORTANCES",
+    "WITHOUT_GRADIENTS",
     "Importance",
     "Score",
     "apoz",
     "batch_norm_scale",
+    "dormancy",
     "fpgm",
     "importance",
     "magnitude",
     "mean_activation",
     "random",
+    "snap",
+    "snip",
+    "taylor",
+    "taylor_weight",
     "variance",
 ]
 
@@ -160,6 +166,66 @@ def mean_activation() -> Importance:
     return Importance(frozenset({Observable.ABSOLUTE}), _observed(mean))
 
 
+def dormancy() -> Importance:
+    """Mean activation over that of the layer: what is near zero is dormant.
+
+    Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning" (arXiv
+    2302.12902), eq. 1: s_j = mean |a_j| / (mean over k of mean |a_k|), with 1e-9 added below as in
+    the authors' code. Unlike `mean_activation`, scores of different layers compare.
+    """
+    plain = mean_activation()
+
+    def score(group: Group, weights: Weights, seen: Observations) -> Floats | None:
+        scores = plain.score(group, weights, seen)
+        return None if scores is None else scores / (float(scores.mean()) + 1e-9)
+
+    return Importance(plain.requires, score)
+
+
+def taylor() -> Importance:
+    """Mean squared change of the loss, to first order, that removing a unit causes, by batch.
+
+    Molchanov et al. 2019 (arXiv 1906.10771), eq. 8 with gates: E[(g_j)^2], g_j = dL/d(factor at the
+    unit) = sum of a_j dL/da_j. Where units end at several values, the mean over these.
+    """
+
+    def squared(window: Window) -> Floats | None:
+        return None if window.gate_square is None else window.gate_square / max(window.batches, 1)
+
+    return Importance(frozenset({Observable.GATE}), _observed(squared))
+
+
+def snap() -> Importance:
+    """Change of the loss, to first order, that removing a unit causes: |sum over batches of g_j|.
+
+    Verdenius et al. 2020, "Pruning via Iterative Ranking of Sensitivity Statistics" (arXiv
+    2006.00896): structured SNIP; meant for the initialization, in several rounds.
+    """
+
+    def absolute(window: Window) -> Floats | None:
+        return None if window.gate is None else np.abs(window.gate)
+
+    return Importance(frozenset({Observable.GATE}), _observed(absolute))
+
+
+def taylor_weight() -> Importance:
+    """Squared first-order change of the loss, weight by weight: sum of (w dL/dw)^2, by batch.
+
+    Molchanov et al. 2019 (arXiv 1906.10771), eq. 8, over the weights that make a unit (as for
+    `magnitude`).
+    """
+    return Importance(frozenset({Observable.SALIENCY}), _of_makers("saliency_square"))
+
+
+def snip() -> Importance:
+    """Connection sensitivity of the weights that make a unit: sum of |w dL/dw|.
+
+    Lee et al. 2019, "SNIP" (arXiv 1810.02340), eq. 6, added up per unit; the paper removes single
+    connections and divides by the sum over all.
+    """
+    return Importance(frozenset({Observable.SALIENCY}), _of_makers("saliency"))
+
+
 def variance() -> Importance:
     """Variance of a_j over examples and positions: what a unit adds beyond a constant.
 
@@ -178,6 +244,12 @@ def variance() -> Importance:
 
 def _makers(group: Group, weights: Weights) -> Iterator[tuple[Index, int, Array]]:
     """Index (U, k), axis position and array of the parameters that make the units."""
+    for axis in _maker_axes(group, weights):
+        yield group.member(axis).index, axis.position, weights[axis].array
+
+
+def _maker_axes(group: Group, weights: Weights) -> list[Axis]:
+    """The parameters that make the units: contracted ones before others, readers last."""
     held = [(member, weights[member.axis]) for member in group.members if member.axis in weights]
     contracted = (Role.WEIGHT, Role.TABLE)
     choices = (
@@ -185,8 +257,23 @@ def _makers(group: Group, weights: Weights) -> Iterator[tuple[Index, int, Array]
         [pair for pair in held if pair[1].incoming],
         held,
     )
-    for member, weight in next((choice for choice in choices if choice), []):
-        yield member.index, member.axis.position, weight.array
+    return [member.axis for member, _ in next((choice for choice in choices if choice), [])]
+
+
+def _of_makers(field: str) -> Score:
+    """A score from a statistic (C,) of the parameters that make the units."""
+
+    def score(group: Group, weights: Weights, seen: Observations) -> Floats | None:
+        total = np.zeros(group.size)
+        axes = [axis for axis in _maker_axes(group, weights) if axis in seen]
+        for axis in axes:
+            found = getattr(seen[axis], field)
+            if found is None:
+                return None
+            total += found[group.member(axis).index].sum(axis=1) / max(seen[axis].batches, 1)
+        return _finite(total) if axes else None
+
+    return score
 
 
 def _observed(statistic: Callable[[Window], Floats | None]) -> Score:
@@ -217,9 +304,19 @@ IMPORTANCES: Mapping[str, Callable[[], Importance]] = {
     "apoz": apoz,
     "mean-activation": mean_activation,
     "variance": variance,
+    "dormancy": dormancy,
+    "taylor": taylor,
+    "taylor-weight": taylor_weight,
+    "snip": snip,
+    "snap": snap,
     "random": random,
 }
-"""What `--importance` takes."""
+"""Every criterion by its name."""
+
+WITHOUT_GRADIENTS: tuple[str, ...] = tuple(
+    name for name, make in IMPORTANCES.items() if not any(o.is_gradient for o in make().requires)
+)
+"""The criteria that weights and forward passes suffice for: what `--importance` takes."""
 
 
 def importance(name: str, *, seed: int = 0) -> Importance:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from onnxprune.data import LAYOUTS
 from onnxprune.errors import ConfigError
 from onnxprune.methods.allocation import ALLOCATIONS
-from onnxprune.methods.importance import IMPORTANCES
+from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.training.config import PROVIDERS, Target, check_pattern, parse_target
 
 __all__ = ["PruneConfig"]
@@ -22,8 +22,8 @@ class PruneConfig:
         target: what should remain, as `parse_target` reads it.
         lossless: remove what changes nothing, and no more.
         recipe: path of a recipe whose removal is repeated.
-        importance: a name in `IMPORTANCES`, for a target; None for variance with data, magnitude
-            without.
+        importance: a name in `WITHOUT_GRADIENTS`, for a target; None for variance with data,
+            magnitude without.
         allocation: a name in `ALLOCATIONS`, for a target.
         round_to: groups that lose units keep a multiple of this many.
         keep: regular expression searched in group names; these groups lose no unit.
@@ -72,7 +72,7 @@ class PruneConfig:
 
     def _check_choices(self) -> None:
         choices = {
-            "importance": (self.importance, IMPORTANCES),
+            "importance": (self.importance, WITHOUT_GRADIENTS),
             "allocation": (self.allocation, ALLOCATIONS),
             "layout": (self.layout, LAYOUTS),
             "provider": (self.provider, PROVIDERS),

@@ -13,11 +13,16 @@ from onnxprune.methods.importance import (
     IMPORTANCES,
     apoz,
     batch_norm_scale,
+    dormancy,
     fpgm,
     importance,
     magnitude,
     mean_activation,
     random,
+    snap,
+    snip,
+    taylor,
+    taylor_weight,
     variance,
 )
 
@@ -56,9 +61,10 @@ def scores(network: ir.Model, criterion: object) -> list[float] | None:
 
 
 def seen(**fields: list[float]) -> dict[Axis, Window]:
-    """Statistics of the Relu of MLP over 10 values."""
+    """Statistics of the Relu of MLP, and of the weight before it, over 10 values."""
     arrays = {name: np.array(values, np.float64) for name, values in fields.items()}
-    return {Axis("a", 1): Window(count=10, batches=1, **arrays)}
+    window = Window(count=10, batches=2, **arrays)
+    return {Axis("a", 1): window, Axis("w", 1): window}
 
 
 def test_magnitude_is_the_norm_of_what_makes_the_unit() -> None:
@@ -115,15 +121,28 @@ def test_weights_that_overflowed_say_nothing() -> None:
         (apoz(), seen(active=[10, 5, 0, 1]), [1, 0.5, 0, 0.1]),
         (mean_activation(), seen(absolute=[10, 5, 0, 1]), [1, 0.5, 0, 0.1]),
         (variance(), seen(total=[10, 0, 5, 0], square=[10, 10, 5, 0]), [0, 1, 0.25, 0]),
+        (dormancy(), seen(absolute=[10, 5, 0, 1]), [2.5, 1.25, 0, 0.25]),
+        (taylor(), seen(gate_square=[4, 1, 0, 2]), [2, 0.5, 0, 1]),
+        (snap(), seen(gate=[-4, 1, 0, 2]), [4, 1, 0, 2]),
     ],
-    ids=["apoz", "mean-activation", "variance"],
+    ids=["apoz", "mean-activation", "variance", "dormancy", "taylor", "snap"],
 )
 def test_activations_at_the_consumers(
     criterion: object, observed: dict[Axis, Window], expected: list[float]
 ) -> None:
     score = criterion.score  # type: ignore[attr-defined]
-    assert score(only_group(MLP), {}, observed).tolist() == pytest.approx(expected, abs=1e-12)
+    assert score(only_group(MLP), {}, observed).tolist() == pytest.approx(expected, abs=1e-8)
     assert score(only_group(MLP), {}, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("criterion", "field"), [(snip(), "saliency"), (taylor_weight(), "saliency_square")]
+)
+def test_sensitivity_of_the_weights_that_make_a_unit(criterion: object, field: str) -> None:
+    score, held = criterion.score, weights(MLP, analyze(MLP))  # type: ignore[attr-defined]
+    observed = seen(**{field: [4, 1, 0, 2]})
+    assert score(only_group(MLP), held, observed).tolist() == [2, 0.5, 0, 1]
+    assert score(only_group(MLP), held, {}) is None
 
 
 def test_random_scores_repeat_by_seed_and_differ_by_group() -> None:
@@ -146,6 +165,8 @@ def test_every_importance_asks_for_what_it_uses_and_changes_nothing(name: str) -
         Observable.ABSOLUTE: {"absolute": [1.0, 2, 3, 4]},
         Observable.MEAN: {"total": [1.0, 2, 3, 4]},
         Observable.VARIANCE: {"square": [9.0, 9, 9, 9]},
+        Observable.GATE: {"gate": [1.0, 2, 3, 4], "gate_square": [1.0, 2, 3, 4]},
+        Observable.SALIENCY: {"saliency": [1.0, 2, 3, 4], "saliency_square": [1.0, 2, 3, 4]},
     }
     fields = {k: v for each in criterion.requires for k, v in wanted[each].items()}
     network = CONV if name == "batch-norm-scale" else MLP

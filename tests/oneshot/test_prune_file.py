@@ -20,7 +20,7 @@ from onnxprune.errors import ConfigError, MethodError, ModelError, RuntimeUnavai
 from onnxprune.graph.cost import macs, parameters
 from onnxprune.graph.groups import analyze
 from onnxprune.methods.allocation import ALLOCATIONS
-from onnxprune.methods.importance import IMPORTANCES
+from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.model import load, save
 from onnxprune.rewrite.recipe import METADATA
 from onnxprune.runtime.session import Device
@@ -57,7 +57,7 @@ def lenet() -> Path:
     return Path(str(files("onnxprune_models"))) / "digits_lenet.onnx"
 
 
-@pytest.mark.parametrize("importance", IMPORTANCES)
+@pytest.mark.parametrize("importance", WITHOUT_GRADIENTS)
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_budgets_are_met_and_groups_keep_a_unit(
     prune: Prune, importance: str, allocation: str
