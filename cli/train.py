@@ -17,6 +17,7 @@ from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
 from onnxprune.training.config import (
     BATCH_NORM,
+    CHECKS,
     LOSSES,
     OPTIMIZERS,
     PROVIDERS,
@@ -82,6 +83,7 @@ _RUN = (
     _option("seed", type=int, help="Of everything random."),
     _option("provider", type=PROVIDERS, help="Where to compute."),
     _option("threads", type=int, help="Of the runtime.  [default: it chooses]"),
+    _option("check", type=CHECKS, help="Try the first step in a child process, against crashes."),
     _option("run_directory", "--run-dir", metavar="DIR", help="For records.  [default: runs/...]"),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, show no progress."),
     click.option("--quiet", is_flag=True, help="Show no progress."),

@@ -50,10 +50,11 @@ PROTOBUF_LIMIT = 1_900_000_000  # bytes; protobuf itself stops at 2 GiB
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the model file
 
 
-def load(path: str | os.PathLike[str]) -> ir.Model:
+def load(path: str | os.PathLike[str], *, check: bool = True) -> ir.Model:
     """Read and check an ONNX file; external data is mapped, not read.
 
-    Nodes that do not stand in the order they run in are sorted.
+    Nodes that do not stand in the order they run in are sorted. What was written here for another
+    process need not be checked.
 
     Raises:
         InvalidModelError: no such file, not an ONNX model, or refused by the ONNX checker.
@@ -62,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     if not file.is_file():
         raise InvalidModelError(f"{file}: no such file; give the path of an .onnx file", path=file)
     try:
-        model = _checked(file)
+        model = _checked(file) if check else ir.load(file)
     except DecodeError as error:
         raise InvalidModelError(
             f"{file}: not an ONNX model, or truncated ({_first_line(error)}); export it again",

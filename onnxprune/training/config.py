@@ -21,6 +21,7 @@ from onnxprune.model import external_files
 
 __all__ = [
     "BATCH_NORM",
+    "CHECKS",
     "LOSSES",
     "OPTIMIZERS",
     "PROVIDERS",
@@ -39,6 +40,7 @@ SCHEDULES = ("constant", "cosine", "one-cycle", "step")
 LOSSES = ("auto", "cross-entropy", "binary-cross-entropy", "mse")
 BATCH_NORM = ("train", "frozen")
 PROVIDERS = ("cpu", "cuda")
+CHECKS = ("on", "off")
 
 _CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
@@ -46,6 +48,7 @@ _CHOICES = {
     "loss": LOSSES,
     "batch_norm": BATCH_NORM,
     "provider": PROVIDERS,
+    "check": CHECKS,
     "layout": ("auto", "nchw", "nhwc", "none"),
 }
 _TARGET = re.compile(r"(params|macs)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[kKMGB]?)")
@@ -146,6 +149,8 @@ class RunConfig:
         seed: of everything random.
         provider: where to compute, one of `PROVIDERS`.
         threads: of the runtime; None lets it choose.
+        check: "on" lets a child process do the first step of every new kind of graph, so that a
+            crash of the engine is an error; "off" saves the second that takes.
         run_directory: where records go; None for a new folder runs/<model>-<n>.
         prune_interval: steps between removals; None leaves it to the method.
     """
@@ -177,6 +182,7 @@ class RunConfig:
     seed: int = 0
     provider: str = "cpu"
     threads: int | None = None
+    check: str = "on"
     run_directory: str | None = None
     prune_interval: int | None = None
 

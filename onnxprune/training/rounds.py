@@ -23,6 +23,7 @@ from onnxprune.training.losses import attach as attach_loss
 from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
 from onnxprune.training.problem import Problem
 from onnxprune.training.session import Session
+from onnxprune.training.trial import attempt
 from onnxprune.updates import rules
 from onnxprune.updates.graph import UpdateGraph, build_update
 
@@ -57,16 +58,20 @@ def opened(
         observables: which statistics.
 
     Raises:
-        TrainingError: the engine has no gradient for an operator.
+        TrainingError: the engine has no gradient for an operator, or does not survive the graph.
     """
     copy = training_copy(problem, model, snapshot.step)
     names = [name for name in snapshot.parameters if name in copy.model.graph.initializers]
-    plain = _differentiated(copy, names)
-    observed, collector = None, Collector(outputs={})
+    copies, collector = [copy], Collector(outputs={})
     if observables:
         ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
         instrumented, collector = attach(copy.model, sites, observables, ranks)
-        observed = _differentiated(TrainingCopy(model=instrumented, state=copy.state), names)
+        copies.append(TrainingCopy(model=instrumented, state=copy.state))
+    if problem.config.check == "on":
+        batch = problem.train.batch(np.arange(min(problem.batch_size, len(problem.train))))
+        attempt(copies, names, batch, device=problem.device)
+    plain, *others = [_differentiated(each, names) for each in copies]
+    observed = others[0] if others else None
     session = Session(
         plain=plain,
         update=update_graph(problem.config, plain, snapshot),
