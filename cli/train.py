@@ -61,12 +61,16 @@ _MAIN = (
     _option("patience", type=int, help="Stop after so many epochs without improvement."),
 )
 _OPTIMIZATION = (
-    _option("batch_size", type=int, help="Examples per step."),
+    _option("batch_size", type=int, help="Examples per pass."),
+    _option("accumulate", type=int, help="Passes per optimizer step."),
     _option("learning_rate", "--lr", type=float, help="Learning rate.  [default: by optimizer]"),
     _option("optimizer", type=tuple(OPTIMIZERS), help="Update rule."),
     _option("momentum", type=float, help="For --optimizer momentum."),
     _option("weight_decay", type=float, help="Decoupled for adamw, else L2."),
-    _option("clip", type=float, help="Largest global norm of the gradients."),
+    _option("decay_vectors", is_flag=True, help="Let biases and scales decay as well."),
+    _option("clip", "--clip", "--clip-norm", type=float, help="Largest norm of all gradients."),
+    _option("clip_value", type=float, help="Largest magnitude of a gradient's elements."),
+    _option("ema", type=float, help="Average the weights with this decay; the average is saved."),
     _option("schedule", type=SCHEDULES, help="Of the learning rate."),
     _option("loss", type=LOSSES, help="Loss function."),
     _option("output_name", metavar="NAME", help="The graph output with the prediction."),

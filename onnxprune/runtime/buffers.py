@@ -109,7 +109,7 @@ class Bound:
         store: owner of the buffers, on the same device.
         inputs: buffer per input name; all other inputs are fed anew at every run.
         outputs: buffer per output name; it is overwritten by every run. A buffer may also be an
-            input's: see `updates.graph.check_aliasing` for when that is sound.
+            input's: see `updates.in_place.check_aliasing` for when that is sound.
     """
 
     def __init__(

@@ -127,12 +127,18 @@ class RunConfig:
         method: a name in `onnxprune.methods.METHODS`.
         epochs: passes over the training data.
         target: what should remain, as `parse_target` reads it; None leaves it to the method.
-        batch_size: examples per step.
+        batch_size: examples per pass through the model.
+        accumulate: passes per optimizer step, whose gradients are averaged over the examples.
         learning_rate: the largest of the schedule; None chooses by optimizer (`rate`).
         optimizer: a key of `OPTIMIZERS`.
         momentum: in [0, 1), for the optimizer "momentum".
         weight_decay: >= 0; decoupled for adamw, part of the gradient otherwise.
+        decay_vectors: whether biases and scales (rank 1 and less) decay as well.
         clip: largest global norm of the gradients; None for no limit.
+        clip_value: largest magnitude of an element of a gradient, cut before `clip`; None for no
+            limit.
+        ema: decay of the exponential moving average of weights and running statistics, in [0, 1);
+            evaluated and saved is the average then. None for none.
         schedule: of the learning rate, one of `SCHEDULES`.
         loss: one of `LOSSES`.
         output_name: the graph output that carries the prediction; None to find it.
@@ -159,11 +165,15 @@ class RunConfig:
     epochs: int = 30
     target: str | None = None
     batch_size: int = 32
+    accumulate: int = 1
     learning_rate: float | None = None
     optimizer: str = "adam"
     momentum: float = 0.9
     weight_decay: float = 0.0
+    decay_vectors: bool = False
     clip: float | None = None
+    clip_value: float | None = None
+    ema: float | None = None
     schedule: str = "cosine"
     loss: str = "auto"
     output_name: str | None = None
@@ -193,14 +203,15 @@ class RunConfig:
                 raise ConfigError(
                     f"{_option(name)} {value}: expected one of {', '.join(choices)}", option=name
                 )
-        for name in ("epochs", "batch_size", "threads", "patience", "prune_interval"):
+        for name in ("epochs", "batch_size", "accumulate", "threads", "patience", "prune_interval"):
             _check_number(name, getattr(self, name), low=1, integer=True)
         _check_number("seed", self.seed, low=0, integer=True)
         _check_number("momentum", self.momentum, low=0, below=1)
+        _check_number("ema", self.ema, low=0, below=1)
         _check_number("validation_fraction", self.validation_fraction, low=0, below=1)
         for name in ("weight_decay", "max_drop"):
             _check_number(name, getattr(self, name), low=0)
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "clip", "clip_value"):
             _check_number(name, getattr(self, name), above=0)
         for name in ("train_params", "freeze", "keep"):
             check_pattern(name, getattr(self, name))

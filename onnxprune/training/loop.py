@@ -118,7 +118,7 @@ class Loop:
     ) -> None:
         self.problem, self.pruner, self.stage, self.emit = problem, pruner, stage, emit
         config = problem.config
-        count, size = len(problem.train), problem.batch_size
+        count, size = len(problem.train), problem.step_size
         self.epoch_steps = count // size if problem.static_batch else math.ceil(count / size)
         self.steps = self.epoch_steps * config.epochs
         self.rate = learning_rate(config, self.steps)
@@ -243,7 +243,7 @@ class Loop:
         problem = self.problem
         stream_of_batches = batches(
             problem.train,
-            problem.batch_size,
+            problem.step_size,
             rng=self.rng["order"],
             drop_last=problem.static_batch,
         )
@@ -287,7 +287,7 @@ class Loop:
         problem = self.problem
         limit = limit_at(problem.config, self.before, step / self.steps)
         count = sample_size(
-            self.interval, problem.batch_size, len(problem.train), static=problem.static_batch
+            self.interval, problem.step_size, len(problem.train), static=problem.static_batch
         )
         now = moment(
             problem,

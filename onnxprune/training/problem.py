@@ -48,7 +48,7 @@ class Problem:
         examples: training examples given, those that were put aside for validation included.
         trivial_loss: of the best constant prediction: the targets' entropy in nats, or their
             variance; the mean of these where the model predicts several values.
-        batch_size: examples per step: the configuration's, or the model's when its batch axis is
+        batch_size: examples per pass: the configuration's, or the model's when its batch axis is
             static.
         static_batch: whether every batch must have that size.
         notes: decisions the user should know about.
@@ -66,6 +66,11 @@ class Problem:
     static_batch: bool
     device: Device
     notes: tuple[str, ...]
+
+    @property
+    def step_size(self) -> int:
+        """Examples per optimizer step."""
+        return self.batch_size * self.config.accumulate
 
     @property
     def judged(self) -> tuple[str, Split] | None:
@@ -115,11 +120,13 @@ def pose(
         train, given = split_validation(train, config.validation_fraction, rng)
     _check_validation(given, config)
     static = _static_batch(model)
-    if static is not None and len(train) < static:
+    least = 0 if static is None else static * config.accumulate
+    if len(train) < least:
         raise DataError(
             f"{os.fspath(path)}: takes batches of {static} only, but there are {len(train)} "
-            "training examples; give more, or export the model with a dynamic batch axis",
-            expected=static,
+            f"training examples, and a step needs {least}; give more, or export the model with a "
+            "dynamic batch axis",
+            expected=least,
             got=len(train),
         )
     notes = fitted.notes

@@ -21,12 +21,13 @@ from onnxprune.methods.compose import RECOVERY
 from onnxprune.model import constants
 from onnxprune.reports import Pruned
 from onnxprune.rewrite.checked import Checked, checked_prune
-from onnxprune.rewrite.prune import take, take_moments
+from onnxprune.rewrite.prune import prune, take, take_moments
 from onnxprune.runtime.session import Runner
 from onnxprune.training.config import RunConfig
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
-from onnxprune.training.rounds import own_array, written
+from onnxprune.training.rounds import averaged, own_array, written
+from onnxprune.updates.graph import AVERAGE
 
 __all__ = ["Stage", "apply", "limit_at", "moment", "removable", "sample_size", "size"]
 
@@ -53,6 +54,10 @@ class Stage:
     def current(self) -> ir.Model:
         """The model with the numbers of now."""
         return written(self.model, self.snapshot)
+
+    def result(self) -> ir.Model:
+        """The model as it is judged and saved: with the averages of its numbers, if there are."""
+        return written(self.model, averaged(self.snapshot))
 
 
 def removable(model: ir.Model, config: RunConfig) -> Analysis:
@@ -179,8 +184,17 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     }
     state = {name: take(name, array, kept) for name, array in stage.snapshot.state.items()}
     moments = take_moments(stage.snapshot.moments, kept, parameters)
+    if AVERAGE in moments:
+        moments[AVERAGE] = _pruned_averages(stage, checked.plan, (*parameters, *state))
     snapshot = replace(stage.snapshot, parameters=parameters, moments=moments, state=state)
     return Stage(model=model, analysis=analysis, snapshot=snapshot)
+
+
+def _pruned_averages(stage: Stage, plan: Plan, names: Iterable[str]) -> dict[str, Array]:
+    """The moving averages after `plan`, which folds and merges by their numbers."""
+    model = prune(stage.result(), stage.analysis, plan).model
+    values = constants(model)
+    return {name: own_array(values[name]) for name in names}
 
 
 def inputs_of(batch: Mapping[str, Array]) -> dict[str, Array]:

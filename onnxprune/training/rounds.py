@@ -7,6 +7,7 @@ when it begins and thrown away when it ends; only the snapshot goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -25,9 +26,10 @@ from onnxprune.training.problem import Problem
 from onnxprune.training.session import Session
 from onnxprune.training.trial import attempt
 from onnxprune.updates import rules
-from onnxprune.updates.graph import UpdateGraph, build_update
+from onnxprune.updates.accumulation import Accumulation, build_accumulation
+from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
 
-__all__ = ["Round", "begin", "opened", "own_array", "written"]
+__all__ = ["Round", "averaged", "begin", "opened", "own_array", "written"]
 
 
 class Round:
@@ -72,12 +74,15 @@ def opened(
         attempt(copies, names, batch, device=problem.device)
     plain, *others = [_differentiated(each, names) for each in copies]
     observed = others[0] if others else None
+    update = update_graph(problem.config, plain, snapshot)
     session = Session(
         plain=plain,
-        update=update_graph(problem.config, plain, snapshot),
+        update=update,
         snapshot=snapshot,
         observed=observed,
         evaluation=evaluation_copy(model, [problem.objective.prediction]),
+        accumulation=_accumulation(update, snapshot) if update.sums else None,
+        pass_size=problem.batch_size,
         device=problem.device,
     )
     return Round(session, collector, plain.untrained)
@@ -110,8 +115,20 @@ def update_graph(config: RunConfig, graph: GradientGraph, snapshot: Snapshot) ->
         known[config.optimizer](),
         {name: snapshot.parameters[name].shape for name in graph.parameters},
         state={name: snapshot.state[name].shape for name in graph.state},
+        accumulated=config.accumulate > 1,
+        clip_value=config.clip_value,
         clip_norm=config.clip,
         weight_decay=config.weight_decay,
+        decay_vectors=config.decay_vectors,
+        average=config.ema,
+    )
+
+
+def _accumulation(update: UpdateGraph, snapshot: Snapshot) -> Accumulation:
+    """What gathers gradients between the steps of `update`."""
+    shapes = {name: snapshot.parameters[name].shape for name in update.parameters}
+    return build_accumulation(
+        update, shapes, {name: snapshot.state[name].shape for name in update.carried}
     )
 
 
@@ -154,6 +171,16 @@ def own_array(value: ir.Value) -> Array:
     array = constant(value)
     assert array is not None
     return np.array(array)
+
+
+def averaged(snapshot: Snapshot) -> Snapshot:
+    """`snapshot` with the moving averages in the place of what they average, where there are."""
+    averages = snapshot.moments.get(AVERAGE, {})
+    return replace(
+        snapshot,
+        parameters={n: averages.get(n, array) for n, array in snapshot.parameters.items()},
+        state={n: averages.get(n, array) for n, array in snapshot.state.items()},
+    )
 
 
 def written(model: ir.Model, snapshot: Snapshot) -> ir.Model:

@@ -81,7 +81,7 @@ def train(
     emit = _emitter(directory, on_event)
     emit(_started(model, stage, config))
     outcome = _trained(loop, problem, stage, directory)
-    result = outcome.stage.current()
+    result = outcome.stage.result()
     _save(result, target, directory)
     _check_file(problem, result, target, outcome)
     report = _report(problem, model, target, stage, outcome, result, directory, started)
@@ -156,7 +156,7 @@ def _trained(loop: Loop, problem: Problem, stage: Stage, directory: RunDirectory
         if mark is None:
             raise
         kept = directory.path / "last.onnx"
-        save(mark.stage.current(), kept)
+        save(mark.stage.result(), kept)
         raise NonFiniteLossError(
             f"{error}; the model of the last evaluation is in {kept}", **error.facts
         ) from error

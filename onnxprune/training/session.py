@@ -21,7 +21,8 @@ from onnxprune.runtime.buffers import Bound, Store
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import GradientGraph
 from onnxprune.training.lowering import expose
-from onnxprune.updates.graph import LEARNING_RATE, STEP, UpdateGraph
+from onnxprune.updates.accumulation import CONTINUED, Accumulation
+from onnxprune.updates.graph import AVERAGE, LEARNING_RATE, SHARE, STEP, UpdateGraph
 
 __all__ = ["Session", "StepResult"]
 
@@ -32,7 +33,8 @@ class StepResult:
 
     Attributes:
         loss: of the batch, before the update.
-        extra: the step graph's other outputs (predictions, statistics), the update graph's too.
+        extra: the step graph's other outputs (predictions, statistics), the update graph's too;
+            those of its last pass where a step makes several.
     """
 
     loss: float
@@ -45,10 +47,13 @@ class Session:
     Args:
         plain: the step graph.
         update: the update graph, for the parameters and the state of `plain`.
-        snapshot: where to begin; moments it lacks begin at zero.
+        snapshot: where to begin; moments it lacks begin at zero, averages at what is averaged.
         observed: the step graph with statistics, for steps that observe; None when there is none.
         evaluation: a forward graph for `evaluate` (`lowering.evaluation_copy`); None when there
-            is none.
+            is none. It reads the averages where the update graph keeps some.
+        accumulation: what gathers the gradients of a batch that takes several passes; None when
+            every batch takes one.
+        pass_size: examples per pass, with `accumulation`.
         device: where all graphs run.
 
     Raises:
@@ -64,6 +69,8 @@ class Session:
         snapshot: Snapshot,
         observed: GradientGraph | None = None,
         evaluation: ir.Model | None = None,
+        accumulation: Accumulation | None = None,
+        pass_size: int = 0,
         device: Device | None = None,
     ) -> None:
         _check_agreement(plain, update, observed)
@@ -72,9 +79,12 @@ class Session:
         self._step = snapshot.step
         self._last_finite: float | None = None
         self._graph, self._update_graph = plain, update
+        self._pass_size = pass_size if accumulation is not None else 0
         self._store = Store(self.device)
         self._fill(snapshot)
         self._bound = {"plain": self._bind_step(plain), "update": self._bind_update(update)}
+        if accumulation is not None:
+            self._bound["accumulation"] = self._bind_accumulation(accumulation)
         if observed is not None:
             self._bound["observed"] = self._bind_step(observed)
         if evaluation is not None:
@@ -87,14 +97,15 @@ class Session:
             array = _found(snapshot.parameters, name, "parameter")
             self._store.put(_parameter(name), array)
             self._store.put(_gradient(name), np.zeros_like(array))
-            for slot in self._update_graph.moments:
-                known = snapshot.moments.get(slot, {}).get(name)
-                moment = np.zeros_like(array) if known is None else known
-                self._store.put(_moment(slot, name), moment)
+            if self._update_graph.sums:
+                self._store.put(_sum(name), np.zeros_like(array))
         for name in self._graph.state:
             array = _found(snapshot.state, name, "state")
             self._store.put(_state(name), array)
             self._store.put(_next(name), array)
+        for slot, names in self._update_graph.moments.items():
+            for name in names:
+                self._store.put(_moment(slot, name), _first_moment(snapshot, slot, name))
 
     def _bind_step(self, graph: GradientGraph) -> Bound:
         outputs = {graph.gradients[name]: _gradient(name) for name in graph.parameters}
@@ -117,6 +128,18 @@ class Session:
             buffers |= {value: _moment(slot, name) for name, value in names.items()}
         outputs = {target: buffers[source] for target, source in graph.overwrites.items()}
         buffers |= {value: _gradient(name) for name, value in graph.gradients.items()}
+        buffers |= {value: _sum(name) for name, value in graph.sums.items()}
+        return self._bind_elementwise(graph, buffers, outputs)
+
+    def _bind_accumulation(self, graph: Accumulation) -> Bound:
+        buffers = {value: _sum(name) for name, value in graph.sums.items()}
+        outputs = {target: buffers[source] for target, source in graph.overwrites.items()}
+        buffers |= {value: _gradient(name) for name, value in graph.gradients.items()}
+        return self._bind_elementwise(graph, buffers, outputs)
+
+    def _bind_elementwise(
+        self, graph: UpdateGraph | Accumulation, buffers: dict[str, str], outputs: dict[str, str]
+    ) -> Bound:
         for name, (source, target) in graph.carried.items():
             buffers[source] = _next(name)
             outputs[target] = _state(name)
@@ -127,6 +150,8 @@ class Session:
 
     def _bind_evaluation(self, model: ir.Model) -> Bound:
         known = self._inputs(self._graph)
+        averages = self._update_graph.moments.get(AVERAGE, {})
+        known |= {name: _moment(AVERAGE, name) for name in averages}
         here = [name for name in known if name in model.graph.initializers]
         copy = model.clone()
         expose(copy, here)
@@ -154,12 +179,41 @@ class Session:
             ConfigError: `observe` without a graph with statistics.
             DataError: an array is missing, or has another dtype or shape than the input.
             NonFiniteLossError: before the update, so that parameters, moments and running
-                statistics are still those of the step before.
+                statistics are still those of the step before; where a step makes several passes,
+                running statistics may have moved with those before.
         """
         if observe and "observed" not in self._bound:
             raise ConfigError("observe: the session was opened without a graph with statistics")
-        results = self._bound["observed" if observe else "plain"].run(feeds)
-        loss = float(results.pop(self._graph.loss))
+        parts = self._parts(feeds)
+        total, results = 0.0, {}
+        for number, (share, part) in enumerate(parts, start=1):
+            last = number == len(parts)
+            results = self._bound["observed" if observe and last else "plain"].run(part)
+            total += share * self._checked(float(results.pop(self._graph.loss)))
+            if not last:
+                scalars = {SHARE: self._scalar(share), CONTINUED: np.array(number > 1)}
+                self._bound["accumulation"].run(scalars)
+        scalars = {
+            LEARNING_RATE: self._scalar(learning_rate),
+            STEP: np.array(self._step + 1, dtype=np.int64),
+            SHARE: self._scalar(parts[-1][0]),
+        }
+        results |= self._bound["update"].run(scalars)
+        self._step += 1
+        self._last_finite = total
+        return StepResult(loss=total, extra=results)
+
+    def _parts(self, feeds: Mapping[str, Array]) -> list[tuple[float, Mapping[str, Array]]]:
+        """What goes through the step graph at a time, each with its share of the examples."""
+        if not self._pass_size:
+            return [(1.0, feeds)]
+        count, size = len(next(iter(feeds.values()))), self._pass_size
+        return [
+            (min(size, count - start) / count, _slice(feeds, start, size))
+            for start in range(0, count, size)
+        ]
+
+    def _checked(self, loss: float) -> float:
         if not math.isfinite(loss):
             raise NonFiniteLossError(
                 f"step {self._step + 1}: the loss is {loss}, last finite loss "
@@ -168,21 +222,17 @@ class Session:
                 loss=loss,
                 last_finite=self._last_finite,
             )
-        scalars = {
-            LEARNING_RATE: np.array(learning_rate, dtype=self._dtype()),
-            STEP: np.array(self._step + 1, dtype=np.int64),
-        }
-        results |= self._bound["update"].run(scalars)
-        self._step += 1
-        self._last_finite = loss
-        return StepResult(loss=loss, extra=results)
+        return loss
+
+    def _scalar(self, number: float) -> Array:
+        return np.array(number, dtype=self._dtype())
 
     def _dtype(self) -> np.dtype[np.generic]:
         first = self._graph.parameters[0]
         return np.dtype(self._start.parameters[first].dtype)
 
     def gradients(self) -> dict[str, Array]:
-        """Copies of the last step's gradients, by parameter."""
+        """Copies of the gradients of the last pass, by parameter."""
         return {name: self._store.get(_gradient(name)) for name in self._graph.parameters}
 
     def evaluate(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -201,8 +251,8 @@ class Session:
         get = self._store.get
         trained = self._graph.parameters
         moments: dict[str, Mapping[str, Array]] = {
-            slot: {name: get(_moment(slot, name)) for name in trained}
-            for slot in self._update_graph.moments
+            slot: {name: get(_moment(slot, name)) for name in names}
+            for slot, names in self._update_graph.moments.items()
         }
         return Snapshot(
             step=self._step,
@@ -234,6 +284,22 @@ def _parameter(name: str) -> str:
 
 def _gradient(name: str) -> str:
     return f"gradient/{name}"
+
+
+def _sum(name: str) -> str:
+    return f"sum/{name}"
+
+
+def _slice(feeds: Mapping[str, Array], start: int, size: int) -> dict[str, Array]:
+    return {name: array[start : start + size] for name, array in feeds.items()}
+
+
+def _first_moment(snapshot: Snapshot, slot: str, name: str) -> Array:
+    known = snapshot.moments.get(slot, {}).get(name)
+    if known is not None:
+        return known
+    start = {**snapshot.parameters, **snapshot.state}[name]
+    return start if slot == AVERAGE else np.zeros_like(start)
 
 
 def _moment(slot: str, name: str) -> str:

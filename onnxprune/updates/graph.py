@@ -1,7 +1,7 @@
 """The update graph: gradients and moments in, next parameters and moments out, in place.
 
-Its outputs are bound to the very buffers of its inputs. A runtime knows nothing of that, so the
-graph itself must make it sound: `check_aliasing`. One run of it commits one step, the running
+Its outputs are bound to the very buffers of its inputs; `updates.in_place` says when that is sound.
+One run of it commits one step, the running
 statistics of the forward pass included, so that a step is done as a whole or not at all.
 """
 
@@ -14,31 +14,30 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
-from onnxprune.errors import ConfigError, InvariantError
+from onnxprune.errors import ConfigError
+from onnxprune.updates.in_place import OPSET, Writer, check_aliasing
 from onnxprune.updates.rules import Moving, Rule, Scalars
 
 __all__ = [
+    "AVERAGE",
     "GRADIENT_NORM",
     "LEARNING_RATE",
+    "SHARE",
     "STEP",
     "Transform",
     "UpdateGraph",
     "build_update",
-    "check_aliasing",
 ]
 
 LEARNING_RATE = "learning_rate"
 STEP = "step"
+SHARE = "share"
 GRADIENT_NORM = "gradient_norm"
-_OPSET, _IR = 17, 8
+AVERAGE = "average"
+"""The moment that holds the moving average of a parameter; it begins at the parameter's value."""
 
 # (emitter, parameter name, value) -> value: of a gradient before the rule, or of a parameter after.
 Transform: TypeAlias = Callable[[Emitter, str, ir.Value], ir.Value]
-
-# Operators that write an element after reading that same element, and no other, of each input.
-_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Clip", "Max", "Min", "Identity"})
-# Operators whose output may be their input's memory.
-_VIEWS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -46,10 +45,13 @@ class UpdateGraph:
     """A graph that does one optimizer step.
 
     Attributes:
-        model: inputs: `LEARNING_RATE` (), `STEP` () int64 from 1, and all those named below.
+        model: inputs: `LEARNING_RATE` (), `STEP` () int64 from 1, all those named below, and
+            `SHARE` () where there are sums.
         parameters: names of the parameters; these are their input names too.
         gradients: input name per parameter.
-        moments: per slot, input name per parameter.
+        sums: per parameter, the input that holds what `updates.accumulation` gathered from the
+            batches before this one; empty when a step is one batch.
+        moments: per slot, input name per parameter; those of `AVERAGE` cover the state too.
         carried: per state name, the input with its next value and the output that repeats it.
         overwrites: per output, the input whose buffer it is bound to.
     """
@@ -57,6 +59,7 @@ class UpdateGraph:
     model: ir.Model
     parameters: tuple[str, ...]
     gradients: Mapping[str, str]
+    sums: Mapping[str, str] = field(default_factory=dict)
     moments: Mapping[str, Mapping[str, str]]
     carried: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     overwrites: Mapping[str, str]
@@ -67,121 +70,133 @@ def build_update(
     shapes: Mapping[str, Sequence[int]],
     *,
     state: Mapping[str, Sequence[int]] | None = None,
+    accumulated: bool = False,
+    clip_value: float | None = None,
     clip_norm: float | None = None,
     weight_decay: float = 0.0,
+    decay_vectors: bool = False,
+    average: float | None = None,
     dtype: ir.DataType = ir.DataType.FLOAT,
     gradient_transforms: Sequence[Transform] = (),
     parameter_transforms: Sequence[Transform] = (),
 ) -> UpdateGraph:
-    """The graph of one step: clip, transform, decay, `rule`, transform.
+    """The graph of one step: accumulate, clip, transform, decay, `rule`, transform, average.
 
     Args:
         rule: the optimizer.
         shapes: shape per parameter.
         state: shape of every value that forward passes update; carried over unchanged.
-        clip_norm: largest Euclidean norm of all gradients together (before decay); the norm before
-            clipping is then an output, `GRADIENT_NORM`.
-        weight_decay: >= 0; decoupled or as part of the gradient, as the rule says. Parameters of
-            rank 1 and less (biases, scales) do not decay.
+        accumulated: whether the gradient is that of the last batch of several: the input `SHARE`
+            () is its share of the examples, and the sum over the others comes in `sums`.
+        clip_value: largest magnitude of any element of a gradient.
+        clip_norm: largest Euclidean norm of all gradients together (after `clip_value`, before
+            decay); the norm before clipping is then an output, `GRADIENT_NORM`.
+        weight_decay: >= 0; decoupled or as part of the gradient, as the rule says.
+        decay_vectors: whether parameters of rank 1 and less (biases, scales) decay too.
+        average: decay of the moving average of parameters and state, in [0, 1); None for none.
         dtype: of all parameters.
         gradient_transforms: applied to every gradient after clipping, in order.
         parameter_transforms: applied to every moved parameter, in order: noise, masks.
 
     Raises:
-        ConfigError: a limit is not positive, or the decay negative.
+        ConfigError: a limit is not positive, the decay negative, or `average` not in [0, 1).
         InvariantError: the graph would read a value after it is overwritten.
     """
-    _check(clip_norm=clip_norm, weight_decay=weight_decay)
-    e = Emitter("update", opset=_OPSET, dtype=dtype)
-    writer = _Writer(dtype)
+    _check(clip_value, clip_norm, weight_decay, average)
+    e = Emitter("update", opset=OPSET, dtype=dtype)
+    writer = Writer(dtype)
     rate = writer.input(LEARNING_RATE, (), dtype)
     scalars = Scalars(e, rate, writer.input(STEP, (), ir.DataType.INT64))
     values = {name: writer.input(name, shape) for name, shape in shapes.items()}
     gradients = {name: writer.input(f"{name}/gradient", shape) for name, shape in shapes.items()}
-    clipped = _clip(e, writer, gradients, clip_norm)
+    sums = {name: f"{name}/sum" for name in shapes} if accumulated else {}
+    totals = _totals(e, writer, gradients) if accumulated else gradients
+    clipped = _clipped(e, writer, totals, clip_value, clip_norm)
+    moments = {slot: {name: f"{name}/{slot}" for name in shapes} for slot in rule.slots}
     for name, shape in shapes.items():
         gradient = _transformed(e, name, clipped[name], gradient_transforms)
-        decay = weight_decay if len(shape) > 1 else 0.0
-        if decay and not rule.decoupled:
-            gradient = e.op("Add", gradient, e.op("Mul", values[name], e.scalar(decay)))
-        moments = {slot: writer.input(f"{name}/{slot}", shape) for slot in rule.slots}
-        own_decay = decay if rule.decoupled else 0.0
-        moving = Moving(parameter=values[name], gradient=gradient, moments=moments, decay=own_decay)
-        moved = rule.emit(e, scalars, moving)
-        for slot in rule.slots:
-            writer.overwrite(moments[slot], moved.moments[slot])
-        parameter = _transformed(e, name, moved.parameter, parameter_transforms)
+        decay = weight_decay if decay_vectors or len(shape) > 1 else 0.0
+        parameter = _moved(e, writer, rule, scalars, values[name], gradient, decay)
+        parameter = _transformed(e, name, parameter, parameter_transforms)
         writer.overwrite(values[name], parameter)
     carried = {name: writer.carry(e, name, shape) for name, shape in (state or {}).items()}
-    return _finished(writer, e, rule, tuple(shapes), carried)
-
-
-def _finished(
-    writer: _Writer,
-    e: Emitter,
-    rule: Rule,
-    parameters: tuple[str, ...],
-    carried: Mapping[str, tuple[str, str]],
-) -> UpdateGraph:
+    if average is not None:
+        moments[AVERAGE] = {name: f"{name}/{AVERAGE}" for name in (*shapes, *carried)}
+        _average(e, writer, scalars.warmed_up(average), (*shapes, *carried))
     model = writer.model(e)
     check_aliasing(model, writer.overwrites)
     return UpdateGraph(
         model=model,
-        parameters=parameters,
-        gradients={name: f"{name}/gradient" for name in parameters},
-        moments={slot: {name: f"{name}/{slot}" for name in parameters} for slot in rule.slots},
+        parameters=tuple(shapes),
+        gradients={name: f"{name}/gradient" for name in shapes},
+        sums=sums,
+        moments=moments,
         carried=carried,
         overwrites=writer.overwrites,
     )
 
 
-class _Writer:
-    """The inputs and outputs of the graph in the making."""
-
-    def __init__(self, dtype: ir.DataType) -> None:
-        self.dtype = dtype
-        self.inputs: list[ir.Value] = []
-        self.outputs: list[ir.Value] = []
-        self.overwrites: dict[str, str] = {}
-
-    def input(self, name: str, shape: Sequence[int], dtype: ir.DataType | None = None) -> ir.Value:
-        kind = ir.TensorType(dtype or self.dtype)
-        value = ir.Value(name=name, type=kind, shape=ir.Shape(list(shape)))
-        self.inputs.append(value)
-        return value
-
-    def output(self, value: ir.Value, name: str, shape: Sequence[int]) -> None:
-        value.name, value.dtype, value.shape = name, self.dtype, ir.Shape(list(shape))
-        self.outputs.append(value)
-
-    def overwrite(self, old: ir.Value, new: ir.Value) -> None:
-        name = f"{old.name}/next"
-        shape = old.shape.numpy() if old.shape is not None else ()
-        self.output(new, name, [int(size) for size in shape])
-        self.overwrites[name] = old.name or ""
-
-    def carry(self, e: Emitter, name: str, shape: Sequence[int]) -> tuple[str, str]:
-        source = self.input(f"{name}/computed", shape)
-        self.output(e.op("Identity", source), f"{name}/carried", shape)
-        return f"{name}/computed", f"{name}/carried"
-
-    def model(self, e: Emitter) -> ir.Model:
-        graph = ir.Graph(
-            self.inputs,
-            self.outputs,
-            nodes=e.nodes,
-            initializers=e.initializers,
-            opset_imports={"": _OPSET},
-            name="update",
-        )
-        return ir.Model(graph, ir_version=_IR)
+def _moved(
+    e: Emitter,
+    writer: Writer,
+    rule: Rule,
+    scalars: Scalars,
+    value: ir.Value,
+    gradient: ir.Value,
+    decay: float,
+) -> ir.Value:
+    """The next value of one parameter; its moments are written."""
+    shape = [int(size) for size in value.shape.numpy()] if value.shape is not None else []
+    if decay and not rule.decoupled:
+        gradient = e.op("Add", gradient, e.op("Mul", value, e.scalar(decay)))
+    moments = {slot: writer.input(f"{value.name}/{slot}", shape) for slot in rule.slots}
+    moving = Moving(
+        parameter=value,
+        gradient=gradient,
+        moments=moments,
+        decay=decay if rule.decoupled else 0.0,
+    )
+    moved = rule.emit(e, scalars, moving)
+    for slot in rule.slots:
+        writer.overwrite(moments[slot], moved.moments[slot])
+    return moved.parameter
 
 
-def _check(*, clip_norm: float | None, weight_decay: float) -> None:
-    if clip_norm is not None and clip_norm <= 0:
-        raise ConfigError(f"clip_norm: expected a positive number, got {clip_norm}")
+def _totals(e: Emitter, writer: Writer, gradients: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+    """Per parameter: what was accumulated before, and the last batch's part."""
+    share = writer.input(SHARE, (), e.dtype)
+    totals = {}
+    for name, gradient in gradients.items():
+        shape = [] if gradient.shape is None else [int(size) for size in gradient.shape.numpy()]
+        before = writer.input(f"{name}/sum", shape)
+        totals[name] = e.op("Add", before, e.op("Mul", gradient, share))
+    return totals
+
+
+def _average(e: Emitter, writer: Writer, decay: ir.Value, names: Sequence[str]) -> None:
+    """Move the averages of `names`: decay * average + (1 - decay) * next."""
+    following = {value.name: value for value in writer.outputs}
+    rest = e.op("Sub", e.scalar(1.0), decay)
+    for name in names:
+        now = following.get(f"{name}/next") or following[f"{name}/carried"]
+        shape = [] if now.shape is None else [int(size) for size in now.shape.numpy()]
+        old = writer.input(f"{name}/{AVERAGE}", shape)
+        writer.overwrite(old, e.op("Add", e.op("Mul", old, decay), e.op("Mul", now, rest)))
+
+
+def _check(
+    clip_value: float | None,
+    clip_norm: float | None,
+    weight_decay: float,
+    average: float | None,
+) -> None:
+    for name, limit in (("clip_value", clip_value), ("clip_norm", clip_norm)):
+        if limit is not None and limit <= 0:
+            raise ConfigError(f"{name}: expected a positive number, got {limit}")
     if weight_decay < 0:
         raise ConfigError(f"weight_decay: expected 0 or more, got {weight_decay}")
+    if average is not None and not 0 <= average < 1:
+        raise ConfigError(f"average: expected a number in [0, 1), got {average}")
 
 
 def _transformed(
@@ -192,14 +207,21 @@ def _transformed(
     return value
 
 
-def _clip(
+def _clipped(
     e: Emitter,
-    writer: _Writer,
+    writer: Writer,
     gradients: Mapping[str, ir.Value],
+    clip_value: float | None,
     clip_norm: float | None,
 ) -> dict[str, ir.Value]:
-    """All together by norm: g * min(1, limit / (norm + 1e-6)), as in PyTorch."""
+    """Every element by `clip_value`, then all together: g * min(1, limit / (norm + 1e-6)).
+
+    The small number is that of PyTorch's clip_grad_norm_.
+    """
     clipped = dict(gradients)
+    if clip_value is not None:
+        low, high = e.scalar(-clip_value), e.scalar(clip_value)
+        clipped = {name: e.op("Clip", g, low, high) for name, g in clipped.items()}
     if clip_norm is not None and clipped:
         squares = [e.op("ReduceSumSquare", g, keepdims=0) for g in clipped.values()]
         norm = e.op("Sqrt", e.op("Sum", *squares))
@@ -208,53 +230,3 @@ def _clip(
         factor = e.op("Min", factor, e.scalar(1.0))
         clipped = {name: e.op("Mul", g, factor) for name, g in clipped.items()}
     return clipped
-
-
-def check_aliasing(model: ir.Model, overwrites: Mapping[str, str]) -> None:
-    """Make sure that each input is read last by the node that overwrites it.
-
-    Sound means: the writing node works element by element, every other reader of the input is its
-    ancestor (so it has run), and no reader hands the input's memory on as a view.
-
-    Args:
-        model: the graph; run it with graph optimizations off, so that it stays as checked.
-        overwrites: per output, the input whose buffer it is bound to.
-
-    Raises:
-        InvariantError: the graph would read a value after it is overwritten.
-    """
-    inputs = {value.name: value for value in model.graph.inputs}
-    outputs = {value.name: value for value in model.graph.outputs}
-    if len(set(overwrites.values())) < len(overwrites):
-        raise InvariantError("two outputs of the update graph overwrite one input; report this")
-    for target, source in overwrites.items():
-        old, writer = inputs[source], outputs[target].producer()
-        if writer is None or writer.op_type not in _ELEMENTWISE:
-            raise InvariantError(
-                f"{target}: overwrites {source} from {writer and writer.op_type}, which does not "
-                "work element by element; report this"
-            )
-        if outputs[target].shape != old.shape:
-            raise InvariantError(
-                f"{target}: shape {outputs[target].shape} overwrites {source} of {old.shape}; "
-                "report this"
-            )
-        before = _ancestors(writer)
-        for reader, _ in old.uses():
-            if reader is not writer and (reader not in before or reader.op_type in _VIEWS):
-                raise InvariantError(
-                    f"{source}: read by {reader.op_type} ({reader.outputs[0].name}) after "
-                    f"{target} has overwritten it; report this"
-                )
-
-
-def _ancestors(node: ir.Node) -> set[ir.Node]:
-    found: set[ir.Node] = set()
-    waiting = [node]
-    while waiting:
-        for value in waiting.pop().inputs:
-            producer = None if value is None else value.producer()
-            if producer is not None and producer not in found:
-                found.add(producer)
-                waiting.append(producer)
-    return found

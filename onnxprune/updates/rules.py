@@ -63,6 +63,16 @@ class Scalars:
             self._made[key] = self._e.op("Div", self.learning_rate, self.bias_correction(beta))
         return self._made[key]
 
+    def warmed_up(self, decay: float) -> ir.Value:
+        """The decay of a moving average: min(decay, (1 + t) / (10 + t)).
+
+        As in TensorFlow's ExponentialMovingAverage: it does not remember the first values for long.
+        """
+        e = self._e
+        t = e.op("Cast", self._step, to=e.dtype)
+        ramp = e.op("Div", e.op("Add", t, e.scalar(1.0)), e.op("Add", t, e.scalar(10.0)))
+        return e.op("Min", ramp, e.scalar(decay))
+
     def kept_share(self, decay: float) -> ir.Value:
         """1 - lr * wd."""
         key = ("kept", decay)

@@ -24,6 +24,7 @@ from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.losses import LOSS, Objective, attach, resolve
 from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
 from onnxprune.training.session import Session
+from onnxprune.updates.accumulation import build_accumulation
 from onnxprune.updates.graph import build_update
 from onnxprune.updates.rules import Rule, momentum
 
@@ -92,14 +93,20 @@ def open_training(
     *,
     rule: Rule | None = None,
     update: Mapping[str, Any] | None = None,
+    pass_size: int = 0,
     **how: Any,
 ) -> Session:
     setup = prepare_training(model, **how)
     shapes = {name: setup.snapshot.parameters[name].shape for name in setup.graph.parameters}
     state = {name: array.shape for name, array in setup.snapshot.state.items()}
+    graph = build_update(
+        rule or momentum(), shapes, state=state, accumulated=pass_size > 0, **(update or {})
+    )
     return Session(
         plain=setup.graph,
-        update=build_update(rule or momentum(), shapes, state=state, **(update or {})),
+        update=graph,
+        accumulation=build_accumulation(graph, shapes, state) if pass_size else None,
+        pass_size=pass_size,
         snapshot=setup.snapshot,
         evaluation=evaluation_copy(model, [setup.objective.output]),
     )

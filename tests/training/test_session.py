@@ -8,8 +8,9 @@ import pytest
 
 from onnxprune import model as files
 from onnxprune.errors import ConfigError, DataError, NonFiniteLossError, TrainingError
+from onnxprune.runtime.session import Runner
 from onnxprune.training.losses import TARGET
-from onnxprune.updates.graph import GRADIENT_NORM
+from onnxprune.updates.graph import AVERAGE, GRADIENT_NORM
 from onnxprune.updates.rules import adamw, momentum, sgd
 
 pytestmark = pytest.mark.ort
@@ -260,3 +261,51 @@ def test_a_resnet_trains_in_both_modes(mode, shared_model, opened):
         state = session.snapshot().state
     assert losses[3] < losses[0]
     assert len(state) == (38 if mode == "train" else 0)
+
+
+@pytest.mark.parametrize(("pass_size", "count"), [(8, 16), (8, 13), (4, 16), (16, 16)])
+def test_accumulated_passes_equal_one_batch(pass_size, count, model_from, opened):
+    snapshots = []
+    for size in (0, pass_size):
+        with opened(model_from(NET), rule=adamw(), batch_norm="frozen", pass_size=size) as session:
+            results = [
+                session.train_step(batch(count, seed=seed), learning_rate=0.01) for seed in range(3)
+            ]
+            snapshots.append((session.snapshot(), results[-1].loss))
+    (whole, loss), (parts, other) = snapshots
+    assert other == pytest.approx(loss, rel=1e-5)
+    assert parts.step == 3
+    for name, array in whole.parameters.items():
+        np.testing.assert_allclose(parts.parameters[name], array, rtol=1e-4, atol=1e-5)
+
+
+def test_running_statistics_move_with_every_pass(model_from, opened):
+    with opened(model_from(NET), rule=sgd(), pass_size=4) as session:
+        session.train_step(batch(12), learning_rate=0.0)
+        together = session.snapshot().state
+    with opened(model_from(NET), rule=sgd()) as session:
+        for start in (0, 4, 8):
+            part = {name: array[start : start + 4] for name, array in batch(12).items()}
+            session.train_step(part, learning_rate=0.0)
+        assert equal(together, session.snapshot().state)
+
+
+def test_what_is_evaluated_is_the_average(model_from, opened):
+    feeds = batch(8)
+    x = {"x": feeds["x"]}
+    with opened(model_from(NET), rule=sgd(), update={"average": 0.9}) as session:
+        first = session.evaluate(x)["y"]
+        session.train_step(feeds, learning_rate=0.5)
+        snapshot, found = session.snapshot(), session.evaluate(x)["y"]
+    averages = snapshot.moments[AVERAGE]
+    decay = 2 / 11  # (1 + t) / (10 + t), as long as that is below 0.9
+    start = model_from(NET).graph.initializers
+    for name, now in {**snapshot.parameters, **snapshot.state}.items():
+        before = start[name].const_value.numpy()
+        expected = decay * before + (1 - decay) * now
+        np.testing.assert_allclose(averages[name], expected, rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(first, found)
+    model = model_from(NET)
+    for name, array in averages.items():
+        files.set_constant(model.graph.initializers[name], array)
+    np.testing.assert_allclose(Runner(model).run(x)["y"], found, rtol=1e-5, atol=1e-6)

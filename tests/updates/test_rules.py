@@ -12,13 +12,14 @@ from onnxprune.errors import ConfigError, InvariantError
 from onnxprune.runtime.buffers import Bound, Store
 from onnxprune.runtime.session import Runner
 from onnxprune.updates.graph import (
+    AVERAGE,
     GRADIENT_NORM,
     LEARNING_RATE,
     STEP,
     UpdateGraph,
     build_update,
-    check_aliasing,
 )
+from onnxprune.updates.in_place import check_aliasing
 from onnxprune.updates.rules import RULES, adam, adamw, momentum, sgd
 
 SHAPES = {"w": (4, 3), "b": (4,), "s": ()}
@@ -235,3 +236,54 @@ def test_impossible_decays_are_refused(make):
 def test_update_graphs_are_reproducible():
     first, second = (build_update(adamw(), SHAPES, weight_decay=0.1) for _ in range(2))
     assert ir.to_proto(first.model) == ir.to_proto(second.model)
+
+
+@pytest.mark.ort
+def test_clipping_by_value_comes_before_clipping_by_norm():
+    run = InPlace(build_update(sgd(), SHAPES, clip_value=0.5, clip_norm=1.0))
+    found = run.step(3, lr=1.0)
+    cut = {n: np.clip(g, -0.5, 0.5) for n, g in arrays(3).items()}
+    norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in cut.values()))
+    assert found[GRADIENT_NORM] == pytest.approx(norm, rel=1e-5)
+    for name, before in arrays(0).items():
+        expected = before - cut[name] / (norm + 1e-6)
+        np.testing.assert_allclose(run.store.get(name), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.ort
+def test_vectors_decay_only_on_request():
+    run = InPlace(build_update(sgd(), SHAPES, weight_decay=0.1, decay_vectors=True))
+    run.step(1, lr=0.5)
+    for name, before in arrays(0).items():
+        expected = before - 0.5 * (arrays(1)[name] + 0.1 * before)
+        np.testing.assert_allclose(run.store.get(name), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.ort
+def test_the_average_follows_the_moved_parameters_and_the_state():
+    graph = build_update(sgd(), {"w": (4, 3)}, state={"mean": (4,)}, average=0.3)
+    assert set(graph.moments[AVERAGE]) == {"w", "mean"}
+    store, w = Store(), arrays(0)["w"]
+    source, target = graph.carried["mean"]
+    values = {"w": w, "w/gradient": w, source: w[:, 0], "mean": w[:, 1]}
+    values |= {graph.moments[AVERAGE]["w"]: w, graph.moments[AVERAGE]["mean"]: w[:, 1]}
+    for name, array in values.items():
+        store.put(name, array)
+    inputs = {name: name for name in values if name != "mean"}
+    outputs = {**graph.overwrites, target: "mean"}
+    bound = Bound(Runner(graph.model, optimize=False), store, inputs=inputs, outputs=outputs)
+    p, average, mean = w.astype(np.float64), w.astype(np.float64), w[:, 1].astype(np.float64)
+    for t in range(1, 6):
+        bound.run({LEARNING_RATE: np.float32(0.1), STEP: np.int64(t)})
+        p = p - 0.1 * w
+        decay = min(0.3, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * p
+        mean = decay * mean + (1 - decay) * w[:, 0]
+    for name, expected in (("w", p), ("w/average", average), ("mean/average", mean)):
+        np.testing.assert_allclose(store.get(name), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"clip_value": 0.0}, {"average": 1.0}, {"average": -0.1}])
+def test_impossible_limits_and_averages_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        build_update(sgd(), SHAPES, **wrong)
