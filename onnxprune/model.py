@@ -21,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxprune.base import Array
 from onnxprune.errors import InvalidModelError, ModelError
+from onnxprune.scopes import name_all_values, nodes, subgraphs
 from onnxprune.storage import free_data_name, move_into_place, remove_data
 
 __all__ = [
@@ -74,7 +75,7 @@ def load(path: str | os.PathLike[str], *, check: bool = True) -> ir.Model:
             f"{file}: refused by the ONNX checker: {_first_line(error)}; mend or export it again",
             path=file,
         ) from error
-    _name_all_values(model)
+    name_all_values(model)
     return model
 
 
@@ -98,19 +99,6 @@ def _checked(file: Path) -> ir.Model:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _name_all_values(model: ir.Model) -> None:
-    """Give every value a name, so that everything later can refer to values by name."""
-    taken = {value.name for node in model.graph for value in node.outputs}
-    taken |= {value.name for value in model.graph.inputs} | set(model.graph.initializers)
-    for node in model.graph:
-        for position, value in enumerate(node.outputs):
-            # An empty name means an output that was left out, unless somebody reads it.
-            if not value.name and value.uses():
-                name = f"{node.op_type}_{position}_{len(taken)}"
-                taken.add(name)
-                value.name = name
 
 
 def save(model: ir.Model, path: str | os.PathLike[str], *, external: bool | None = None) -> None:
@@ -208,7 +196,8 @@ def has_external_data(model: ir.Model) -> bool:
     """Whether any initializer lives outside the model file."""
     return any(
         isinstance(value.const_value, ir.ExternalTensor)
-        for value in model.graph.initializers.values()
+        for graph in model.graphs()
+        for value in graph.initializers.values()
     )
 
 
@@ -216,7 +205,8 @@ def nbytes(model: ir.Model) -> int:
     """Size of all initializers in bytes."""
     return sum(
         value.const_value.nbytes
-        for value in model.graph.initializers.values()
+        for graph in model.graphs()
+        for value in graph.initializers.values()
         if value.const_value is not None
     )
 
@@ -333,9 +323,11 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def constants(model: ir.Model) -> dict[str, ir.Value]:
-    """Initializers and outputs of Constant nodes, by name."""
+    """Initializers and outputs of Constant nodes, by name, those of bodies included."""
     found = dict(model.graph.initializers)
-    for node in model.graph:
+    for node in nodes(model):
+        for body in subgraphs(node):
+            found.update(body.initializers)
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             value = node.outputs[0]
             if value.name and constant(value) is not None:

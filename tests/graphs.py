@@ -16,6 +16,7 @@ from onnxprune.graph.groups import analyze
 from onnxprune.graph.shapes import settle
 from onnxprune.model import model_input
 from onnxprune.ops.registry import View
+from onnxprune.scopes import name_all_values
 
 _DECLARED = re.compile(r"(float|int64|bool)\[([\d, ]*)\]\s+([\w.]+)\s*(?=[,>])")
 
@@ -49,7 +50,9 @@ def model(
     proto.graph.value_info.extend(described)
     for name, values in arrays.items():
         proto.graph.initializer.append(ir.to_proto(ir.tensor(values, name=name)))
-    return ir.from_proto(proto)
+    found = ir.from_proto(proto)
+    name_all_values(found)
+    return found
 
 
 def feeds(network: ir.Model, *, batch: int = 5, seed: int = 0) -> dict[str, Array]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxprune.base import Array
 from onnxprune.model import constant, constants, evaluate
 from onnxprune.ops.registry import Sizes
+from onnxprune.scopes import nodes, subgraphs
 
 __all__ = ["fold"]
 
@@ -36,8 +37,8 @@ def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
     chain: list[ir.Node] = []
     roots: dict[str, Array] = {}
     members: set[int] = set()
-    for node in model.graph:
-        if node.domain not in _STANDARD or node.op_type in _RANDOM or _has_graph(node):
+    for node in nodes(model):
+        if node.domain not in _STANDARD or node.op_type in _RANDOM or any(subgraphs(node)):
             continue
         if node.op_type == "Shape":
             sizes = shapes.get(node.inputs[0].name or "") if node.inputs[0] is not None else None
@@ -57,13 +58,6 @@ def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
 def _integer(node: ir.Node, name: str, default: int | None) -> int | None:
     attribute = node.attributes.get(name)
     return default if attribute is None else int(attribute.value)
-
-
-def _has_graph(node: ir.Node) -> bool:
-    return any(
-        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-        for attribute in node.attributes.values()
-    )
 
 
 def _foldable(node: ir.Node, roots: dict[str, Array], chain: set[int]) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Choice, Coupling, Fact, Frozen, Reason
+from onnxprune.ops.control import surroundings
 from onnxprune.ops.registry import COUPLES, Sizes, View
+from onnxprune.scopes import nodes, subgraphs
 
 __all__ = ["facts", "views"]
 
@@ -18,9 +20,9 @@ __all__ = ["facts", "views"]
 def views(
     model: ir.Model, shapes: Mapping[str, Sizes], known: Mapping[str, Array]
 ) -> Iterator[View]:
-    """Every node of the main graph, in order, as rules see it."""
+    """Every node as rules see it, in order; nodes of a body stand before the node it is of."""
     opsets = model.graph.opset_imports
-    for node in model.graph:
+    for node in nodes(model):
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
         yield View(node=node, shapes=shapes, opset=opsets.get(domain, 1), known=known)
 
@@ -55,15 +57,14 @@ def _freeze(
 
 
 def _node_facts(view: View) -> Iterator[Fact]:
-    node = view.node
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
-    for captured in _captured(node):
-        yield from _freeze(captured, view.shapes, Reason.SUBGRAPH, view.key, node.op_type)
-    rule = COUPLES.find(node, view.opset)
+    values = list(surroundings(view.node))
+    rule = COUPLES.find(view.node, view.opset)
     unknown = next((value for value in values if value.name not in view.shapes), None)
+    if any(subgraphs(view.node)) and rule is not None:
+        unknown = None  # the rule says what to do about it
     if rule is None or unknown is not None:
         reason = Reason.NO_RULE if rule is None else Reason.UNKNOWN_SHAPE
-        detail = node.op_type if unknown is None else f"{node.op_type}: {unknown.name}"
+        detail = view.node.op_type + ("" if unknown is None else f": {unknown.name}")
         for value in values:
             yield from _freeze(value, view.shapes, reason, view.key, detail)
         return
@@ -85,7 +86,7 @@ def _axes(fact: Fact) -> Sequence[Axis]:
 def _unexplained(view: View, values: Sequence[ir.Value], explained: set[Axis]) -> Iterator[Fact]:
     """Totality: an axis of size > 1 that the rule forgot is frozen."""
     for value in values:
-        for position, size in enumerate(view.shapes[value.name or ""]):
+        for position, size in enumerate(view.shapes.get(value.name or "", ())):
             axis = Axis(value.name or "", position)
             if size != 1 and size is not None and axis not in explained:
                 yield Frozen(
@@ -94,18 +95,3 @@ def _unexplained(view: View, values: Sequence[ir.Value], explained: set[Axis]) -
                     node=view.key,
                     detail=view.node.op_type,
                 )
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """Outer values that the bodies of an If, Loop or Scan read."""
-    for attribute in node.attributes.values():
-        graphs: Sequence[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                for value in inner.inputs:
-                    if value is not None and value.graph is not graph:
-                        yield value

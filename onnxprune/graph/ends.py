@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from onnxprune.base import Axis, Consumer, Ends, Fact, Inner
 from onnxprune.ops.registry import View
+from onnxprune.scopes import subgraphs
 
 __all__ = ["Links", "consumers", "inner"]
 
@@ -46,7 +47,9 @@ def inner(collected: Iterable[tuple[View | None, Fact]]) -> Iterator[Consumer]:
 
 
 def _ending(links: Links, view: View, wanted: set[Axis]) -> Iterator[Consumer]:
-    outputs = {value.name for value in view.node.outputs}
+    # A body goes on with what it is given.
+    given = [value for body in subgraphs(view.node) for value in body.inputs]
+    outputs = {value.name for value in (*view.node.outputs, *given)}
     reached = _reached(links.get(view.key, ()), outputs)
     for slot in range(len(view.node.inputs)):
         value = view.input(slot)

@@ -35,6 +35,7 @@ from onnxprune.graph.couplings import facts
 from onnxprune.graph.ends import consumers, inner
 from onnxprune.graph.shapes import settle
 from onnxprune.model import constants
+from onnxprune.ops.control import surroundings
 from onnxprune.ops.registry import Sizes, View, arange
 
 __all__ = ["Analysis", "analyze"]
@@ -279,8 +280,8 @@ def _number(collected: Sequence[tuple[View | None, Fact]], shapes: Mapping[str, 
     for view, fact in collected:
         if view is not None and view.key not in done:
             done.add(view.key)
-            for value in (*view.node.inputs, *view.node.outputs):
-                if value is not None and value.name and value.name in shapes:
+            for value in surroundings(view.node):
+                if value.name and value.name in shapes:
                     for position, size in enumerate(shapes[value.name]):
                         ids.add(Axis(value.name, position), size)
         if isinstance(fact, Choice):

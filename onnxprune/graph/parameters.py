@@ -73,6 +73,8 @@ def _reached(model: ir.Model, analysis: Analysis) -> Iterator[str]:
     fixed = _fixed_values(model)
     weighted: set[str] = set()
     for view in views(model, analysis.shapes, analysis.known):
+        if view.node.graph is not model.graph:
+            continue  # no gradient reaches into a body
         behind = any(value is not None and value.name in weighted for value in view.node.inputs)
         for slot, role in _slots(view).items():
             value = view.input(slot)

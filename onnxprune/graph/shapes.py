@@ -17,9 +17,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxprune.base import Array
 from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError
+from onnxprune.graph.bodies import Laid, lay_out
 from onnxprune.graph.constants import fold
 from onnxprune.model import model_input, node_key, opset
 from onnxprune.ops.registry import MIMICS, Sizes
+from onnxprune.scopes import nodes
 
 __all__ = ["dtypes", "infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
 
@@ -130,12 +132,21 @@ def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str
         model: not changed.
         known: arrays of computed values, as `constants.fold` finds them.
     """
+    learned = Laid()
+    while True:
+        shapes = _infer(model, known or {}, learned)
+        if not learned.learn(shapes):
+            return shapes
+
+
+def _infer(model: ir.Model, known: Mapping[str, Array], learned: Laid) -> dict[str, Sizes]:
     copy = model.clone()
-    for node in copy.graph:
+    for node in nodes(copy):
         for value in node.outputs:
             value.shape = None
+    lay_out(copy, learned)
     _mimic(copy)
-    _pin(copy, known or {})
+    _pin(copy, known)
     result = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
     graph = result.model.graph
     shapes: dict[str, Sizes] = {}
@@ -149,6 +160,7 @@ def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str
 def dtypes(model: ir.Model) -> dict[str, ir.DataType]:
     """Element type per value name, as far as shape inference knows it."""
     copy = model.clone()
+    lay_out(copy, Laid())
     _mimic(copy)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(copy)
     values = (*copy.graph.inputs, *copy.graph.initializers.values(), *_outputs(copy.graph))
@@ -208,7 +220,7 @@ def unresolved(model: ir.Model, shapes: Mapping[str, Sizes]) -> tuple[str, ...]:
     )
     return tuple(
         value.name or ""
-        for node in model.graph
+        for node in nodes(model)
         for value in node.outputs
         if value.name and (value.name not in shapes or shapes[value.name].count(None) > explained)
     )

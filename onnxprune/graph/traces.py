@@ -16,6 +16,7 @@ from onnxprune.graph.groups import Analysis
 from onnxprune.model import constant
 from onnxprune.ops.registry import TRACES, View
 from onnxprune.ops.trace import Kind, Trace, TraceView, combined
+from onnxprune.scopes import nodes, subgraphs
 
 __all__ = ["trace"]
 
@@ -30,7 +31,9 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
         return None
     index = {member.axis: member.index for member in group.members}
     values = {axis.value for axis in index}
-    found: dict[str, Trace | None] = {}
+    # What a body is handed differs from step to step.
+    handed = [value for node in nodes(model) for body in subgraphs(node) for value in body.inputs]
+    found: dict[str, Trace | None] = dict.fromkeys(value.name or "" for value in handed)
     for view in views(model, analysis.shapes, analysis.known):
         names = {value.name for value in view.node.outputs if constant(value) is None}
         if names & values and not names <= set(found):

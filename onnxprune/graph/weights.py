@@ -17,6 +17,7 @@ from onnxprune.graph.couplings import facts
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constant, constants, evaluate
 from onnxprune.ops.registry import PARAMETERS, Role, View
+from onnxprune.scopes import nodes
 
 __all__ = ["Weight", "weights"]
 
@@ -75,7 +76,7 @@ def weights(model: ir.Model, analysis: Analysis) -> dict[Axis, Weight]:
 def _fixed(model: ir.Model) -> set[str]:
     """Values that depend on constants alone."""
     fixed = set(constants(model))
-    for node in model.graph:
+    for node in nodes(model):
         if node.inputs and all(v is None or not v.name or v.name in fixed for v in node.inputs):
             fixed.update(value.name or "" for value in node.outputs)
     return fixed
@@ -163,7 +164,7 @@ def _arrays(model: ir.Model, fixed: set[str], wanted: set[str]) -> dict[str, Arr
 def _chain(model: ir.Model, fixed: set[str], wanted: set[str]) -> list[ir.Node]:
     """The nodes that compute `wanted` from constants, in order."""
     needed, chain = set(wanted), []
-    for node in reversed(list(model.graph)):
+    for node in reversed(list(nodes(model))):
         names = {value.name for value in node.outputs}
         if names & needed and names <= fixed and node.op_type != "Constant":
             chain.append(node)

@@ -44,13 +44,19 @@ class Edit:
         kept: kept indices per resized axis, in the old numbering, ascending; grows with the values
             that edits add.
         shapes: sizes before the removal, per value name; grows likewise.
-        graph: the graph the node stands in.
+        graph: the main graph, which holds new constants wherever the node stands.
     """
 
     view: View
     kept: dict[Axis, Index]
     shapes: dict[str, Sizes]
     graph: ir.Graph
+
+    @property
+    def around(self) -> ir.Graph:
+        """The graph in which the node stands: the main one or a body."""
+        graph = self.view.node.graph
+        return graph if isinstance(graph, ir.Graph) else self.graph
 
     def kept_at(self, value: ir.Value | None, position: int) -> Index | None:
         """Kept old indices of an axis; None when it keeps its size."""
@@ -113,7 +119,8 @@ class Edit:
 
     def fresh(self, name: str) -> str:
         """`name`, or `name` with a number where an earlier removal has made that value already."""
-        taken = {value.name for node in self.graph for value in node.outputs}
+        places = dict.fromkeys((self.graph, self.around))
+        taken = {value.name for place in places for node in place for value in node.outputs}
         unique, number = name, 1
         while unique in taken or unique in self.graph.initializers:
             unique, number = f"{name}_{number}", number + 1
@@ -126,7 +133,7 @@ class Edit:
         node = self.view.node
         made = ir.node(op_type, [node.inputs[slot], *extra], attributes=attributes)
         made.outputs[0].name = self.fresh(f"{self.view.key}/{role}")
-        self.graph.insert_before(node, made)
+        self.around.insert_before(node, made)
         node.replace_input_with(slot, made.outputs[0])
         return made.outputs[0]
 
@@ -142,7 +149,7 @@ class Edit:
         constant_value = self.initializer(f"{name}/bias", array)
         self.resized(constant_value, {axis - len(self.shapes[name]) + array.ndim: Axis(name, axis)})
         made = ir.node("Add", [value, constant_value])
-        self.graph.insert_after(node, made)
+        self.around.insert_after(node, made)
         ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(0, value)
         made.outputs[0].name, value.name = name, f"{name}/unshifted"
@@ -211,7 +218,7 @@ class Edit:
             ],
         )
         made.outputs[0].name = self.fresh(f"{self.view.key}/{role}")
-        self.graph.insert_before(node, made)
+        self.around.insert_before(node, made)
         node.replace_input_with(slot, made.outputs[0])
 
 

@@ -63,7 +63,7 @@ def pin(edit: Edit) -> None:
     mask = edit.initializer(f"{view.key}/is_static", static)
     made = ir.node("Where", [mask, numbers, output])
     made.outputs[0].name = edit.fresh(f"{view.key}/pinned")
-    edit.graph.insert_after(view.node, made)
+    edit.around.insert_after(view.node, made)
     ir.convenience.replace_all_uses_with(output, made.outputs[0])
     made.replace_input_with(2, output)
 

@@ -104,7 +104,7 @@ def _fill_up(edit: Edit, value: ir.Value) -> None:
         last = chain[-1].outputs[0]
         last.name = edit.fresh(f"{name}/filled_{axis}")
     if chain:
-        ir.convenience.replace_all_uses_with(value, last)
+        ir.convenience.replace_all_uses_with(value, last, replace_graph_outputs=True)
         chain[0].replace_input_with(0, value)
-        edit.graph.insert_after(edit.view.node, chain)
+        edit.around.insert_after(edit.view.node, chain)
         last.name, value.name, value.shape = name, edit.fresh(f"{name}/kept"), None

@@ -19,6 +19,7 @@ from onnxprune.model import constant, constants, list_initializers, set_constant
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import RESIZES, Sizes
 from onnxprune.rewrite.compensate import check, compensate, substitutes
+from onnxprune.scopes import nodes, subgraphs
 
 __all__ = ["Pruned", "prune", "take", "take_moments"]
 
@@ -51,7 +52,7 @@ def prune(model: ir.Model, analysis: Analysis, plan: Plan) -> Pruned:
     _compensate(clone, analysis, plan, kept, shapes)
     slice_constants(clone, kept)
     _resize(clone, analysis, kept, shapes)
-    _forget_shapes(clone)
+    _forget_shapes(clone, kept)
     list_initializers(clone)
     return Pruned(model=clone, kept=kept)
 
@@ -99,13 +100,26 @@ def _resize(
             rule(Edit(view=view, kept=kept, shapes=shapes, graph=clone.graph))
 
 
-def _forget_shapes(model: ir.Model) -> None:
-    """Drop what the file claimed about intermediate values: runtimes refuse stale sizes."""
-    outputs = set(model.graph.outputs)
-    for node in model.graph:
-        for value in node.outputs:
-            if value not in outputs:
-                value.shape, value.type = None, None
+def _forget_shapes(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
+    """Drop what the file claimed about intermediate values: runtimes refuse stale sizes.
+
+    What goes in and out of a body keeps its type, which some runtimes want there.
+    """
+    keeping = set(model.graph.outputs)
+    for body in (body for node in nodes(model) for body in subgraphs(node)):
+        for value in (*body.inputs, *body.outputs):
+            keeping.add(value)
+            _resize_claim(value, kept)
+    for value in (value for node in nodes(model) for value in node.outputs):
+        if value not in keeping:
+            value.shape, value.type = None, None
+
+
+def _resize_claim(value: ir.Value, kept: Mapping[Axis, Index]) -> None:
+    if value.shape is not None and value.const_value is None:
+        axes = [Axis(value.name or "", position) for position in range(len(value.shape))]
+        sizes = zip(value.shape, axes, strict=True)
+        value.shape = ir.Shape([len(kept[a]) if a in kept else size for size, a in sizes])
 
 
 def take_moments(

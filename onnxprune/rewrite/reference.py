@@ -124,7 +124,9 @@ class _Tape:
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
         node = ir.node(op_type, list(inputs), attributes=attributes)
         node.outputs[0].name = self._name()
-        self.graph.insert_before(self.before, node)
+        place = self.before.graph
+        assert isinstance(place, ir.Graph)
+        place.insert_before(self.before, node)
         return node.outputs[0]
 
     def choose(

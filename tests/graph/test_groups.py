@@ -148,7 +148,7 @@ def test_groups_of_one_parameter_are_numbered() -> None:
     assert groups == {"w": [[0], [1]], "w#2": [[2], [3]]}
 
 
-def test_a_captured_value_is_frozen() -> None:
+def test_a_captured_value_keeps_the_size_of_what_comes_of_it() -> None:
     network = model("""(float[N, 3] x, bool c) => (float[N, 4] y) <float[3, 4] w> {
         h = MatMul(x, w)
         y = If (c) <
@@ -156,7 +156,7 @@ def test_a_captured_value_is_frozen() -> None:
             else_branch = e () => (float[N, 4] q) { q = Neg(h) }
         >
     }""")
-    assert reasons(analyze(network))["w[1]"] is Reason.SUBGRAPH
+    assert reasons(analyze(network))["w[1]"] is Reason.GRAPH_OUTPUT
 
 
 def test_the_policy_prefers_the_outer_atom_and_reports_the_alternatives() -> None:
