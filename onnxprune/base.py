@@ -250,6 +250,10 @@ class Plan:
         """How many units go."""
         return int(sum(np.count_nonzero(~mask) for mask in self.keep.values()))
 
+    def is_empty(self) -> bool:
+        """Whether it changes nothing."""
+        return not (self.removed() or self.masks or self.reset_moments or self.rewind)
+
     def without(self, groups: frozenset[str]) -> Plan:
         """The same plan with nothing removed from `groups`."""
         return replace(
@@ -324,9 +328,12 @@ class Snapshot:
         parameters: what is trained, by value name; the arrays' shapes are the graph's.
         moments: per optimizer slot ("momentum", "m", "v"), one array per parameter, of its shape.
         state: what forward passes update, by value name (running means and variances).
+        masks: per parameter of which single entries are gone, which of them are left (bool, the
+            parameter's shape); the others are zero and stay so.
     """
 
     step: int
     parameters: Mapping[str, Array]
     moments: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     state: Mapping[str, Array] = field(default_factory=dict)
+    masks: Mapping[str, Mask] = field(default_factory=dict)

@@ -36,7 +36,7 @@ class Reductions:
 
     def __init__(self, model: ir.Model) -> None:
         self.graph, self.opset = model.graph, opset(model)
-        self._counts: dict[str, str] = {}
+        self._published = {value.name for value in model.graph.outputs}
         self._indicators: dict[str, ir.Value] = {}
 
     def append(
@@ -57,15 +57,16 @@ class Reductions:
     def _publish(self, value: ir.Value, dtype: ir.DataType, shape: list[int | None]) -> str:
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
         self.graph.outputs.append(value)
+        self._published.add(value.name)
         return value.name or ""
 
     def count(self, value: ir.Value) -> str:
         """Output with the number of elements of `value`."""
-        name = value.name or ""
-        if name not in self._counts:
-            size = self.append("Size", [value], f"{name}/count")
-            self._counts[name] = self._publish(size, ir.DataType.INT64, [])
-        return self._counts[name]
+        name = f"{value.name}/count"
+        if name not in self._published:
+            size = self.append("Size", [value], name)
+            self._publish(size, ir.DataType.INT64, [])
+        return name
 
     def reduce(self, value: ir.Value, axis: Axis, rank: int, field: str) -> str:
         """Output with one number per index of `axis`, as float32 vector."""

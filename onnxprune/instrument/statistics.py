@@ -44,6 +44,13 @@ class Collector:
         """All statistics outputs."""
         return tuple(name for entry in self.outputs.values() for name in entry.values())
 
+    def joined(self, other: Collector) -> Collector:
+        """Both: what they hold of an axis becomes one window."""
+        outputs = {axis: dict(entry) for axis, entry in self.outputs.items()}
+        for axis, entry in other.outputs.items():
+            outputs.setdefault(axis, {}).update(entry)
+        return Collector(outputs=outputs)
+
     def collect(self, results: Mapping[str, Array]) -> dict[Axis, Window]:
         """The windows of one batch from the outputs of one run."""
         return {axis: _window(entry, results) for axis, entry in self.outputs.items()}
@@ -94,7 +101,7 @@ def attach(
     Args:
         model: a derived graph; not changed.
         axes: whose indices are told apart; the reductions run over all other axes.
-        observables: what is wanted.
+        observables: what is wanted; those that need gradients are not seen to.
         ranks: per value name.
 
     Returns:
@@ -105,6 +112,8 @@ def attach(
     names = sorted(
         {field for each in observables if not each.is_gradient for field in _FIELDS[each]}
     )
+    if not names:
+        return copy, Collector(outputs={})
     values = {value.name: value for value in copy.graph.inputs}
     values |= {value.name: value for node in copy.graph for value in node.outputs}
     wanted = dict.fromkeys(axes)

@@ -120,6 +120,7 @@ class Pruner(NamedTuple):
         influence: (model, analysis) -> what to write into the graphs of the round that begins.
         scalars: (state, step) -> the numbers of that influence for this step.
         every: observe in every so many steps; None leaves it to the loop.
+        rewinds: whether plans may ask for the weights of the run's start.
     """
 
     requires: frozenset[Observable]
@@ -130,3 +131,4 @@ class Pruner(NamedTuple):
     influence: Callable[[ir.Model, Analysis], Influence] = _no_influence
     scalars: Callable[[State, int], Mapping[str, float]] = _no_scalars
     every: int | None = None
+    rewinds: bool = False

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Observable, Observations, Plan, Snapshot
 from onnxprune.data import TARGET
+from onnxprune.errors import PlanError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.parameters import trained
@@ -29,7 +30,21 @@ from onnxprune.training.problem import Problem, sized
 from onnxprune.training.rounds import averaged, own_array, written
 from onnxprune.updates.graph import AVERAGE
 
-__all__ = ["Stage", "apply", "limit_at", "moment", "removable", "sample_size", "size"]
+__all__ = [
+    "START",
+    "Stage",
+    "apply",
+    "inputs_of",
+    "limit_at",
+    "moment",
+    "remembering",
+    "removable",
+    "sample_size",
+    "size",
+]
+
+START = "start"
+"""The moment that holds the weights with which the run began, sliced along."""
 
 _LARGEST_SAMPLE = 2048  # examples; more would not change what is constant
 _SMALLEST_SAMPLE = 256
@@ -146,8 +161,9 @@ def apply(
 ) -> tuple[Stage, Pruned]:
     """The stage after `plan`, verified on `feeds`, and the record of it."""
     started = time.perf_counter()
+    stage = _without_entries(stage, plan)
     checked = checked_prune(stage.current(), stage.analysis, plan, feeds, device=problem.device)
-    after = _next(problem, stage, checked)
+    after = _started_anew(_next(problem, stage, checked), plan)
     removed = {name: int(np.count_nonzero(~mask)) for name, mask in checked.plan.keep.items()}
     return after, Pruned(
         step=stage.snapshot.step,
@@ -186,7 +202,10 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     moments = take_moments(stage.snapshot.moments, kept, parameters)
     if AVERAGE in moments:
         moments[AVERAGE] = _pruned_averages(stage, checked.plan, (*parameters, *state))
-    snapshot = replace(stage.snapshot, parameters=parameters, moments=moments, state=state)
+    masks = {name: take(name, mask, kept) for name, mask in stage.snapshot.masks.items()}
+    snapshot = replace(
+        stage.snapshot, parameters=parameters, moments=moments, state=state, masks=masks
+    )
     return Stage(model=model, analysis=analysis, snapshot=snapshot)
 
 
@@ -195,6 +214,54 @@ def _pruned_averages(stage: Stage, plan: Plan, names: Iterable[str]) -> dict[str
     model = prune(stage.result(), stage.analysis, plan).model
     values = constants(model)
     return {name: own_array(values[name]) for name in names}
+
+
+def _without_entries(stage: Stage, plan: Plan) -> Stage:
+    """The stage with the plan's masks beside those of earlier plans, and zeros where they say so.
+
+    Raises:
+        PlanError: a mask that fits no trained parameter.
+    """
+    if not plan.masks:
+        return stage
+    parameters, masks = dict(stage.snapshot.parameters), dict(stage.snapshot.masks)
+    for name, mask in plan.masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise PlanError(
+                f"mask of {name}: expected a trained parameter of shape {mask.shape}", name=name
+            )
+        masks[name] = masks.get(name, np.True_) & mask
+        parameters[name] = np.where(masks[name], parameters[name], 0).astype(parameters[name].dtype)
+    return replace(stage, snapshot=replace(stage.snapshot, parameters=parameters, masks=masks))
+
+
+def _started_anew(stage: Stage, plan: Plan) -> Stage:
+    """The stage with fresh moments, and with the weights of the run's start, as the plan asks.
+
+    Raises:
+        PlanError: it asks for weights of the start that the run does not keep.
+    """
+    snapshot = stage.snapshot
+    if plan.rewind:
+        start = snapshot.moments.get(START)
+        if start is None:
+            raise PlanError("rewind: the run does not keep the weights it began with")
+        parameters = {
+            name: np.where(snapshot.masks.get(name, np.True_), start[name], 0).astype(array.dtype)
+            for name, array in snapshot.parameters.items()
+        }
+        snapshot = replace(snapshot, parameters=parameters)
+    if plan.reset_moments:
+        kept = {slot: held for slot, held in snapshot.moments.items() if slot in (START, AVERAGE)}
+        snapshot = replace(snapshot, moments=kept)
+    return replace(stage, snapshot=snapshot)
+
+
+def remembering(stage: Stage) -> Stage:
+    """The stage with its weights kept as those of the start, for methods that rewind."""
+    start = {name: np.array(array) for name, array in stage.snapshot.parameters.items()}
+    moments = {**stage.snapshot.moments, START: start}
+    return replace(stage, snapshot=replace(stage.snapshot, moments=moments))
 
 
 def inputs_of(batch: Mapping[str, Array]) -> dict[str, Array]:

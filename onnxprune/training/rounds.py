@@ -16,9 +16,17 @@ from onnxprune.base import Array, Axis, Observable, Snapshot
 from onnxprune.errors import ConfigError, ModelError
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
+from onnxprune.methods.compose import Influence
 from onnxprune.model import constant, constants, set_constant
 from onnxprune.training.config import RunConfig
 from onnxprune.training.gradient import GradientGraph, differentiate
+from onnxprune.training.influence import (
+    preactivations,
+    scalars,
+    transforms,
+    with_products,
+    with_top_k,
+)
 from onnxprune.training.losses import Objective
 from onnxprune.training.losses import attach as attach_loss
 from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
@@ -48,6 +56,7 @@ def opened(
     snapshot: Snapshot,
     sites: Iterable[Axis],
     observables: frozenset[Observable],
+    influence: Influence | None = None,
 ) -> Round:
     """Derive all graphs of a round from `model` and open a session on them.
 
@@ -58,6 +67,7 @@ def opened(
         snapshot: parameters, moments and running statistics to begin with.
         sites: axes whose statistics observing steps collect.
         observables: which statistics.
+        influence: what the method does to training; nothing by default.
 
     Raises:
         TrainingError: the engine has no gradient for an operator, or does not survive the graph.
@@ -65,16 +75,24 @@ def opened(
     copy = training_copy(problem, model, snapshot.step)
     names = [name for name in snapshot.parameters if name in copy.model.graph.initializers]
     copies, collector = [copy], Collector(outputs={})
+    ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
+    sites, influence = tuple(sites), influence or Influence()
     if observables:
-        ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
         instrumented, collector = attach(copy.model, sites, observables, ranks)
         copies.append(TrainingCopy(model=instrumented, state=copy.state))
     if problem.config.check == "on":
         batch = problem.train.batch(np.arange(min(problem.batch_size, len(problem.train))))
         attempt(copies, names, batch, device=problem.device)
     plain, *others = [_differentiated(each, names) for each in copies]
-    observed = others[0] if others else None
-    update = update_graph(problem.config, plain, snapshot)
+    layers = preactivations(model, analysis)
+    plain, _ = with_top_k(plain, layers, influence, counted=False)
+    observed = None
+    for graph in others:
+        graph, products = with_products(graph, sites, observables, ranks)
+        counted = Observable.HITS in observables
+        observed, hits = with_top_k(graph, layers, influence, counted=counted)
+        collector = collector.joined(products).joined(hits)
+    update = update_graph(problem.config, plain, snapshot, influence)
     session = Session(
         plain=plain,
         update=update,
@@ -103,7 +121,9 @@ def _differentiated(copy: TrainingCopy, names: Sequence[str]) -> GradientGraph:
     )
 
 
-def update_graph(config: RunConfig, graph: GradientGraph, snapshot: Snapshot) -> UpdateGraph:
+def update_graph(
+    config: RunConfig, graph: GradientGraph, snapshot: Snapshot, influence: Influence
+) -> UpdateGraph:
     """The optimizer step for what `graph` trains."""
     known: dict[str, Callable[[], rules.Rule]] = {
         "sgd": rules.sgd,
@@ -111,6 +131,9 @@ def update_graph(config: RunConfig, graph: GradientGraph, snapshot: Snapshot) ->
         "adam": rules.adam,
         "adamw": rules.adamw,
     }
+    gradients, parameters = transforms(
+        influence, snapshot.masks, seed=config.seed, step=snapshot.step
+    )
     return build_update(
         known[config.optimizer](),
         {name: snapshot.parameters[name].shape for name in graph.parameters},
@@ -121,6 +144,9 @@ def update_graph(config: RunConfig, graph: GradientGraph, snapshot: Snapshot) ->
         weight_decay=config.weight_decay,
         decay_vectors=config.decay_vectors,
         average=config.ema,
+        scalars=scalars(influence),
+        gradient_transforms=gradients,
+        parameter_transforms=parameters,
     )
 
 

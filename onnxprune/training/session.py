@@ -166,13 +166,19 @@ class Session:
         return self._step
 
     def train_step(
-        self, feeds: Mapping[str, Array], *, learning_rate: float, observe: bool = False
+        self,
+        feeds: Mapping[str, Array],
+        *,
+        learning_rate: float,
+        scalars: Mapping[str, float] | None = None,
+        observe: bool = False,
     ) -> StepResult:
         """Do one optimizer step.
 
         Args:
             feeds: the batch: an array per input of the model, and the target.
             learning_rate: of this step.
+            scalars: what else the update graph wants to know of this step.
             observe: whether to run the graph with statistics, whose outputs are in `extra`.
 
         Raises:
@@ -191,14 +197,16 @@ class Session:
             results = self._bound["observed" if observe and last else "plain"].run(part)
             total += share * self._checked(float(results.pop(self._graph.loss)))
             if not last:
-                scalars = {SHARE: self._scalar(share), CONTINUED: np.array(number > 1)}
-                self._bound["accumulation"].run(scalars)
-        scalars = {
+                gathering = {SHARE: self._scalar(share), CONTINUED: np.array(number > 1)}
+                self._bound["accumulation"].run(gathering)
+        given = scalars or {}
+        numbers = {
             LEARNING_RATE: self._scalar(learning_rate),
             STEP: np.array(self._step + 1, dtype=np.int64),
             SHARE: self._scalar(parts[-1][0]),
+            **{name: self._scalar(given[name]) for name in self._update_graph.scalars},
         }
-        results |= self._bound["update"].run(scalars)
+        results |= self._bound["update"].run(numbers)
         self._step += 1
         self._last_finite = total
         return StepResult(loss=total, extra=results)
@@ -257,7 +265,8 @@ class Session:
         return Snapshot(
             step=self._step,
             parameters={**self._start.parameters, **{n: get(_parameter(n)) for n in trained}},
-            moments=moments,
+            moments={**self._start.moments, **moments},
+            masks=self._start.masks,
             state={**self._start.state, **{n: get(_state(n)) for n in self._graph.state}},
         )
 

@@ -8,7 +8,7 @@ statistics of the forward pass included, so that a step is done as a whole or no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -24,6 +24,7 @@ __all__ = [
     "LEARNING_RATE",
     "SHARE",
     "STEP",
+    "Site",
     "Transform",
     "UpdateGraph",
     "build_update",
@@ -36,8 +37,32 @@ GRADIENT_NORM = "gradient_norm"
 AVERAGE = "average"
 """The moment that holds the moving average of a parameter; it begins at the parameter's value."""
 
-# (emitter, parameter name, value) -> value: of a gradient before the rule, or of a parameter after.
-Transform: TypeAlias = Callable[[Emitter, str, ir.Value], ir.Value]
+# (emitter, site, value) -> value: of a gradient before the rule, or of a parameter after.
+Transform: TypeAlias = Callable[[Emitter, "Site", ir.Value], ir.Value]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Site:
+    """One parameter, as transforms see it.
+
+    Attributes:
+        name: of the parameter.
+        parameter: its value before the step.
+        gradient: behind the transforms of gradients so far; behind all of them when parameters are
+            transformed.
+        scalars: the graph's further scalar inputs, by name.
+    """
+
+    name: str
+    parameter: ir.Value
+    gradient: ir.Value
+    scalars: Mapping[str, ir.Value]
+
+    @property
+    def shape(self) -> list[int]:
+        """Of the parameter."""
+        shape = self.parameter.shape
+        return [] if shape is None else [int(size) for size in shape.numpy()]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -54,6 +79,7 @@ class UpdateGraph:
         moments: per slot, input name per parameter; those of `AVERAGE` cover the state too.
         carried: per state name, the input with its next value and the output that repeats it.
         overwrites: per output, the input whose buffer it is bound to.
+        scalars: names of further inputs () that every step gives.
     """
 
     model: ir.Model
@@ -63,6 +89,7 @@ class UpdateGraph:
     moments: Mapping[str, Mapping[str, str]]
     carried: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     overwrites: Mapping[str, str]
+    scalars: tuple[str, ...] = ()
 
 
 def build_update(
@@ -77,6 +104,7 @@ def build_update(
     decay_vectors: bool = False,
     average: float | None = None,
     dtype: ir.DataType = ir.DataType.FLOAT,
+    scalars: Sequence[str] = (),
     gradient_transforms: Sequence[Transform] = (),
     parameter_transforms: Sequence[Transform] = (),
 ) -> UpdateGraph:
@@ -95,6 +123,7 @@ def build_update(
         decay_vectors: whether parameters of rank 1 and less (biases, scales) decay too.
         average: decay of the moving average of parameters and state, in [0, 1); None for none.
         dtype: of all parameters.
+        scalars: names of inputs () that the transforms read.
         gradient_transforms: applied to every gradient after clipping, in order.
         parameter_transforms: applied to every moved parameter, in order: noise, masks.
 
@@ -106,7 +135,8 @@ def build_update(
     e = Emitter("update", opset=OPSET, dtype=dtype)
     writer = Writer(dtype)
     rate = writer.input(LEARNING_RATE, (), dtype)
-    scalars = Scalars(e, rate, writer.input(STEP, (), ir.DataType.INT64))
+    shared = Scalars(e, rate, writer.input(STEP, (), ir.DataType.INT64))
+    given = {name: writer.input(name, (), dtype) for name in scalars}
     values = {name: writer.input(name, shape) for name, shape in shapes.items()}
     gradients = {name: writer.input(f"{name}/gradient", shape) for name, shape in shapes.items()}
     sums = {name: f"{name}/sum" for name in shapes} if accumulated else {}
@@ -114,15 +144,18 @@ def build_update(
     clipped = _clipped(e, writer, totals, clip_value, clip_norm)
     moments = {slot: {name: f"{name}/{slot}" for name in shapes} for slot in rule.slots}
     for name, shape in shapes.items():
-        gradient = _transformed(e, name, clipped[name], gradient_transforms)
+        site = Site(name=name, parameter=values[name], gradient=clipped[name], scalars=given)
+        for transform in gradient_transforms:
+            site = replace(site, gradient=transform(e, site, site.gradient))
         decay = weight_decay if decay_vectors or len(shape) > 1 else 0.0
-        parameter = _moved(e, writer, rule, scalars, values[name], gradient, decay)
-        parameter = _transformed(e, name, parameter, parameter_transforms)
+        parameter = _moved(e, writer, rule, shared, site, decay)
+        for transform in parameter_transforms:
+            parameter = transform(e, site, parameter)
         writer.overwrite(values[name], parameter)
     carried = {name: writer.carry(e, name, shape) for name, shape in (state or {}).items()}
     if average is not None:
         moments[AVERAGE] = {name: f"{name}/{AVERAGE}" for name in (*shapes, *carried)}
-        _average(e, writer, scalars.warmed_up(average), (*shapes, *carried))
+        _average(e, writer, shared.warmed_up(average), (*shapes, *carried))
     model = writer.model(e)
     check_aliasing(model, writer.overwrites)
     return UpdateGraph(
@@ -133,30 +166,25 @@ def build_update(
         moments=moments,
         carried=carried,
         overwrites=writer.overwrites,
+        scalars=tuple(scalars),
     )
 
 
 def _moved(
-    e: Emitter,
-    writer: Writer,
-    rule: Rule,
-    scalars: Scalars,
-    value: ir.Value,
-    gradient: ir.Value,
-    decay: float,
+    e: Emitter, writer: Writer, rule: Rule, shared: Scalars, site: Site, decay: float
 ) -> ir.Value:
     """The next value of one parameter; its moments are written."""
-    shape = [int(size) for size in value.shape.numpy()] if value.shape is not None else []
+    gradient = site.gradient
     if decay and not rule.decoupled:
-        gradient = e.op("Add", gradient, e.op("Mul", value, e.scalar(decay)))
-    moments = {slot: writer.input(f"{value.name}/{slot}", shape) for slot in rule.slots}
+        gradient = e.op("Add", gradient, e.op("Mul", site.parameter, e.scalar(decay)))
+    moments = {slot: writer.input(f"{site.name}/{slot}", site.shape) for slot in rule.slots}
     moving = Moving(
-        parameter=value,
+        parameter=site.parameter,
         gradient=gradient,
         moments=moments,
         decay=decay if rule.decoupled else 0.0,
     )
-    moved = rule.emit(e, scalars, moving)
+    moved = rule.emit(e, shared, moving)
     for slot in rule.slots:
         writer.overwrite(moments[slot], moved.moments[slot])
     return moved.parameter
@@ -197,14 +225,6 @@ def _check(
         raise ConfigError(f"weight_decay: expected 0 or more, got {weight_decay}")
     if average is not None and not 0 <= average < 1:
         raise ConfigError(f"average: expected a number in [0, 1), got {average}")
-
-
-def _transformed(
-    e: Emitter, name: str, value: ir.Value, transforms: Sequence[Transform]
-) -> ir.Value:
-    for transform in transforms:
-        value = transform(e, name, value)
-    return value
 
 
 def _clipped(

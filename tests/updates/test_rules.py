@@ -163,11 +163,11 @@ def test_a_small_gradient_is_not_clipped():
 
 @pytest.mark.ort
 def test_transforms_stand_before_and_after_the_rule():
-    def halved(e, name, value):
+    def halved(e, site, value):
         return e.op("Mul", value, e.scalar(0.5))
 
-    def kept_positive(e, name, value):
-        return e.op("Max", value, e.scalar(0.0)) if name == "w" else value
+    def kept_positive(e, site, value):
+        return e.op("Max", value, e.scalar(0.0)) if site.name == "w" else value
 
     run = InPlace(
         build_update(
@@ -182,7 +182,7 @@ def test_transforms_stand_before_and_after_the_rule():
 
 
 def test_a_transform_that_reads_the_parameter_too_late_is_found():
-    def drift(e, name, value):
+    def drift(e, site, value):
         late = e.op("Mul", value, e.scalar(1.0))
         return e.op("Identity", late)
 
