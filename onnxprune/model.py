@@ -21,8 +21,17 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxprune.base import Array
 from onnxprune.errors import InvalidModelError, ModelError
-from onnxprune.scopes import name_all_values, nodes, subgraphs
+from onnxprune.scopes import name_all_values
 from onnxprune.storage import free_data_name, move_into_place, remove_data
+from onnxprune.tensors import (
+    all_nodes,
+    constant,
+    constants,
+    detach,
+    is_constant,
+    set_constant,
+    tensor_of,
+)
 
 __all__ = [
     "PROTOBUF_LIMIT",
@@ -33,6 +42,7 @@ __all__ = [
     "external_files",
     "file_size",
     "has_external_data",
+    "is_constant",
     "list_initializers",
     "load",
     "model_input",
@@ -44,6 +54,7 @@ __all__ = [
     "serialize",
     "set_constant",
     "shape_of",
+    "tensor_of",
     "trainable_dtype",
 ]
 
@@ -75,6 +86,7 @@ def load(path: str | os.PathLike[str], *, check: bool = True) -> ir.Model:
             f"{file}: refused by the ONNX checker: {_first_line(error)}; mend or export it again",
             path=file,
         ) from error
+    detach(model)
     name_all_values(model)
     return model
 
@@ -160,7 +172,7 @@ def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
-    for node in _all_nodes(model):
+    for node in all_nodes(model):
         for attribute in node.attributes.values():
             if _is_external(attribute):
                 yield attribute.value
@@ -170,12 +182,6 @@ def _is_external(attribute: ir.Attr) -> bool:
     return not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor)
 
 
-def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
-
-
 def _in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
     """A copy without external tensors, or with none in attributes only; `model` if it has none."""
     if next(_external_tensors(model), None) is None:
@@ -183,7 +189,7 @@ def _in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
     copy = model.clone()
     if initializers:
         ir.external_data.load_to_model(copy)
-    for node in _all_nodes(copy):
+    for node in all_nodes(copy):
         for name, attribute in list(node.attributes.items()):
             if _is_external(attribute):
                 old = attribute.value
@@ -246,14 +252,14 @@ def evaluate(
         feeds: arrays by value name.
         outputs: names of the values wanted; those the reference cannot compute are left out.
     """
-    graph = onnx.GraphProto(name="evaluate", node=[ir.to_proto(node) for node in nodes])
-    graph.initializer.extend(_tensor(name, array) for name, array in feeds.items())
+    graph = onnx.GraphProto(name="evaluate", node=map(ir.serde.serialize_node, nodes))
+    graph.input.extend(onnx.ValueInfoProto(name=name) for name in feeds)
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
     proto = onnx.ModelProto(ir_version=model.ir_version, graph=graph)
     for domain, version in model.graph.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
     try:
-        results = ReferenceEvaluator(proto).run(list(outputs), {})
+        results = ReferenceEvaluator(proto).run(list(outputs), dict(feeds))
     except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError, KeyError):
         if len(nodes) == 1:
             return {}
@@ -273,10 +279,6 @@ def _evaluate_one_by_one(
             given = {name: known[name] for name in reads}
             known.update(evaluate(model, [node], given, made))
     return {name: known[name] for name in outputs if name in known}
-
-
-def _tensor(name: str, array: Array) -> onnx.TensorProto:
-    return ir.to_proto(ir.Tensor(array, name=name))
 
 
 def opset(model: ir.Model) -> int:
@@ -303,65 +305,6 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
 def node_key(node: ir.Node) -> str:
     """What names a node: its first named output (node names may be empty or repeated)."""
     return next((value.name for value in node.outputs if value.name), node.name or "")
-
-
-def constant(value: ir.Value | None) -> Array | None:
-    """The array behind an initializer, a Constant node or an Identity of them; else None.
-
-    An initializer that is also a graph input is a default the caller may override since IR 4, but
-    exporters mean a weight by it, and so do we.
-    """
-    if value is None:
-        return None
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Identity":
-        return constant(producer.inputs[0])
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
-def constants(model: ir.Model) -> dict[str, ir.Value]:
-    """Initializers and outputs of Constant nodes, by name, those of bodies included."""
-    found = dict(model.graph.initializers)
-    for node in nodes(model):
-        for body in subgraphs(node):
-            found.update(body.initializers)
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            value = node.outputs[0]
-            if value.name and constant(value) is not None:
-                found[value.name] = value
-                if value.dtype is None:
-                    value.dtype = ir.DataType.from_numpy(constant(value).dtype)  # type: ignore[union-attr]
-    return found
-
-
-def set_constant(value: ir.Value, array: Array) -> None:
-    """Replace the array behind an initializer or Constant node, keeping name and node.
-
-    Raises:
-        ModelError: the value is computed.
-    """
-    array = np.ascontiguousarray(array) if array.ndim else array
-    dtype = value.dtype if value.dtype is not None else None
-    tensor = ir.Tensor(array, name=value.name, dtype=_stored_dtype(dtype, array))
-    producer = value.producer()
-    if producer is not None:
-        if producer.op_type != "Constant" or producer.domain not in ("", "ai.onnx"):
-            raise ModelError(f"{value.name}: computed by {producer.op_type}, not a constant")
-        for name in list(producer.attributes):
-            del producer.attributes[name]
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)
-        value.const_value = None
-    else:
-        value.const_value = tensor
-    value.shape = ir.Shape(array.shape)
-    value.dtype = tensor.dtype
-
-
-def _stored_dtype(dtype: ir.DataType | None, array: Array) -> ir.DataType | None:
-    return dtype if dtype is not None and dtype.numpy() == array.dtype else None
 
 
 def model_input(model: ir.Model) -> tuple[ir.Value, ...]:

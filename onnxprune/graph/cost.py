@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Group, Index, Mask
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constants
+from onnxprune.model import constants, tensor_of
 from onnxprune.ops.registry import MACS, Sizes
 
 __all__ = ["ceiling", "kept_indices", "macs", "parameters", "sizes_after", "unit_parameters"]
@@ -47,7 +47,7 @@ def _shape(name: str, value: ir.Value, shapes: Mapping[str, Sizes] | None) -> Si
 
 def _own_shape(value: ir.Value) -> tuple[int, ...]:
     """Sizes of the array behind an initializer or a Constant node."""
-    tensor = ir.convenience.get_const_tensor(value)
+    tensor = tensor_of(value)
     return () if tensor is None else tuple(tensor.shape.numpy())
 
 

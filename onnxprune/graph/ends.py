@@ -53,7 +53,7 @@ def _ending(links: Links, view: View, wanted: set[Axis]) -> Iterator[Consumer]:
     reached = _reached(links.get(view.key, ()), outputs)
     for slot in range(len(view.node.inputs)):
         value = view.input(slot)
-        if value is None or value.name not in view.shapes or view.constant(slot) is not None:
+        if value is None or value.name not in view.shapes or view.is_constant(slot):
             continue
         for position in range(len(view.shape(value))):
             axis = view.axis(value, position)

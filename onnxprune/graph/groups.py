@@ -328,23 +328,32 @@ def _groups(
     real = np.array([not _is_virtual(axis) for axis in axes], np.bool_)
     holds = np.array([axis.value in weights for axis in axes], np.bool_)
     live = np.flatnonzero((stopped[labels] < 0) & real[number]) if len(axes) else arange(0)
-    order = live[np.lexsort((live, number[live], labels[live]))]
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    pattern = number[order]
-    by_pattern: dict[bytes, list[Index]] = {}
-    for start, stop in zip(starts, np.append(starts[1:], len(order)), strict=False):
-        if holds[pattern[start:stop]].any():
-            by_pattern.setdefault(pattern[start:stop].tobytes(), []).append(order[start:stop])
-    tables = [_table(units) for units in by_pattern.values()]
+    order = live[np.argsort(labels[live], kind="stable")]
+    tables = [table for table in _tables(order, labels, number) if holds[number[table[0]]].any()]
     # By the axes alone, so that groups of one parameter keep their order when units go.
     tables.sort(key=lambda table: number[table[0]].tolist())
     return [_members(solver, table, axes, number[table[0]]) for table in tables if len(table) > 1]
 
 
-def _table(units: list[Index]) -> Index:
-    """The ids (U, L) of units that occupy the same axes, in the order of their first."""
-    units.sort(key=lambda unit: int(np.min(unit)))
-    return np.stack(units)
+def _tables(order: Index, labels: Index, number: Index) -> Iterator[Index]:
+    """The ids (U, L) of components that occupy the same axes, in the order of their first.
+
+    Args:
+        order: ids by component, ascending in each, so that they lie in the order of the axes.
+        labels: component per id.
+        number: axis per id.
+    """
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    lengths = np.diff(starts, append=len(order))
+    for length in np.unique(lengths):
+        first = starts[lengths == length]
+        units = order[first[:, None] + arange(length)]
+        units = units[np.argsort(units[:, 0])]
+        patterns: dict[bytes, list[int]] = {}
+        for row, pattern in enumerate(number[units]):
+            patterns.setdefault(pattern.tobytes(), []).append(row)
+        for rows in patterns.values():
+            yield units[rows]
 
 
 def _is_virtual(axis: Axis) -> bool:

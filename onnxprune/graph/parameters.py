@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnxprune.errors import ConfigError
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constant, constants, node_key, trainable_dtype
+from onnxprune.model import constants, is_constant, node_key, trainable_dtype
 from onnxprune.ops.registry import PARAMETERS, Role, View
 
 __all__ = ["Trained", "trained"]
@@ -122,7 +122,7 @@ def _sources(value: ir.Value) -> Iterator[str]:
         if current.name in seen:
             continue
         seen.add(current.name)
-        if constant(current) is not None:
+        if is_constant(current):
             yield current.name or ""
             continue
         producer = current.producer()

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxprune.base import Array
 from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError
 from onnxprune.graph.bodies import Laid, lay_out
 from onnxprune.graph.constants import fold
+from onnxprune.inference import Inferred, Skeleton
 from onnxprune.model import model_input, node_key, opset
 from onnxprune.ops.registry import MIMICS, Sizes
-from onnxprune.scopes import nodes
+from onnxprune.scopes import nodes, subgraphs
 
 __all__ = ["dtypes", "infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
 
@@ -71,10 +71,11 @@ def settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
         Sizes per value name (None: dynamic; absent: unknown rank), and arrays of values that are
         computed but cannot change.
     """
-    first = _settle(_numbered(model, 0))
+    inference = _Inference(model)
+    first = _settle(model, inference, _numbers(model, 0))
     if not any(_open(value) for value in model_input(model)):
         return first
-    second = _settle(_numbered(model, 1))
+    second = _settle(model, inference, _numbers(model, 1))
     shapes = {
         name: tuple(a if a == b else None for a, b in zip(sizes, second[0][name], strict=True))
         for name, sizes in first[0].items()
@@ -88,11 +89,13 @@ def settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
     return shapes, known
 
 
-def _settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
+def _settle(
+    model: ir.Model, inference: _Inference, numbers: Mapping[str, Sizes]
+) -> tuple[dict[str, Sizes], dict[str, Array]]:
     """Inference and folding in turn until neither teaches the other anything."""
     known: dict[str, Array] = {}
     while True:
-        shapes = infer(model, known)
+        shapes = inference.sizes(numbers, known)
         found = fold(model, shapes)
         if len(found) == len(known):
             return shapes, found
@@ -109,20 +112,20 @@ def _open(value: ir.Value) -> list[int]:
 _STAND_INS = {"batch": (6, 10), "spatial": (64, 128), "other": (24, 40)}
 
 
-def _numbered(model: ir.Model, which: int) -> ir.Model:
-    """A copy whose open input sizes are numbers; sizes of one name get the same number."""
-    copy = model.clone()
+def _numbers(model: ir.Model, which: int) -> dict[str, Sizes]:
+    """Numbers for the open sizes of the inputs; sizes of one name get the same number."""
     chosen: dict[str, int] = {}
-    for value in model_input(copy):
+    numbers: dict[str, Sizes] = {}
+    for value in model_input(model):
+        if value.shape is None:
+            continue
+        sizes: list[int | None] = [None] * len(value.shape)
         for position in _open(value):
-            assert value.shape is not None
             kind = "batch" if position == 0 else "spatial" if len(value.shape) > 3 else "other"
             name = str(value.shape[position]) if value.shape[position] else f"{kind}?"
-            number = chosen.setdefault(name, _STAND_INS[kind][which])
-            shape = value.shape.copy()
-            shape[position] = number
-            value.shape = shape
-    return copy
+            sizes[position] = chosen.setdefault(name, _STAND_INS[kind][which])
+        numbers[value.name or ""] = tuple(sizes)
+    return numbers
 
 
 def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str, Sizes]:
@@ -132,39 +135,47 @@ def infer(model: ir.Model, known: Mapping[str, Array] | None = None) -> dict[str
         model: not changed.
         known: arrays of computed values, as `constants.fold` finds them.
     """
-    learned = Laid()
-    while True:
-        shapes = _infer(model, known or {}, learned)
-        if not learned.learn(shapes):
-            return shapes
+    return _Inference(model).sizes({}, known or {})
 
 
-def _infer(model: ir.Model, known: Mapping[str, Array], learned: Laid) -> dict[str, Sizes]:
-    copy = model.clone()
-    for node in nodes(copy):
-        for value in node.outputs:
-            value.shape = None
-    lay_out(copy, learned)
-    _mimic(copy)
-    _pin(copy, known)
-    result = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
-    graph = result.model.graph
-    shapes: dict[str, Sizes] = {}
-    for value in (*graph.inputs, *graph.initializers.values(), *_outputs(graph)):
-        sizes = _sizes(value)
-        if sizes is not None and value.name:
-            shapes[value.name] = sizes
-    return shapes
+class _Inference:
+    """Inference of one model, any number of times."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        bodies = any(any(subgraphs(node)) for node in model.graph)
+        self._skeleton = None if bodies else _skeleton(model, Laid())
+
+    def sizes(self, numbers: Mapping[str, Sizes], known: Mapping[str, Array]) -> dict[str, Sizes]:
+        """Sizes per value name; where there are bodies, laid out until nothing contradicts."""
+        if self._skeleton is not None:
+            return _ranked(self._skeleton.infer(numbers, known))
+        learned = Laid()
+        while True:
+            shapes = _ranked(_skeleton(self._model, learned).infer(numbers, known))
+            if not learned.learn(shapes):
+                return shapes
+
+
+def _ranked(found: Mapping[str, Inferred]) -> dict[str, Sizes]:
+    return {name: value.sizes for name, value in found.items() if value.sizes is not None}
 
 
 def dtypes(model: ir.Model) -> dict[str, ir.DataType]:
     """Element type per value name, as far as shape inference knows it."""
-    copy = model.clone()
-    lay_out(copy, Laid())
-    _mimic(copy)
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(copy)
-    values = (*copy.graph.inputs, *copy.graph.initializers.values(), *_outputs(copy.graph))
-    return {value.name: value.dtype for value in values if value.name and value.dtype is not None}
+    found = _skeleton(model, Laid()).infer(data_prop=False)
+    return {name: value.dtype for name, value in found.items() if value.dtype is not None}
+
+
+def _skeleton(model: ir.Model, learned: Laid) -> Skeleton:
+    """What inference sees: bodies laid out, standard operators for those that it ignores."""
+    opsets = model.graph.opset_imports
+    bodies = any(any(subgraphs(node)) for node in model.graph)
+    if bodies or any(MIMICS.find(node, opsets.get(node.domain, 1)) for node in model.graph):
+        model = model.clone()
+        lay_out(model, learned)
+        _mimic(model)
+    return Skeleton(model)
 
 
 def _mimic(model: ir.Model) -> None:
@@ -183,30 +194,6 @@ def _mimic(model: ir.Model) -> None:
                 new.name, old.name = old.name, ""
         if not any(value.name for value in node.outputs):
             model.graph.remove(node)
-
-
-def _pin(model: ir.Model, known: Mapping[str, Array]) -> None:
-    """Let the readers of computed constants read initializers instead."""
-    for node in list(model.graph) if known else ():
-        for value in node.outputs:
-            if value.name and value.name in known and not value.is_graph_output():
-                tensor = ir.Tensor(known[value.name])
-                pinned = ir.Value(name=f"{value.name}/known", const_value=tensor)
-                model.graph.register_initializer(pinned)
-                ir.convenience.replace_all_uses_with(value, pinned)
-
-
-def _outputs(graph: ir.Graph) -> list[ir.Value]:
-    return [value for node in graph for value in node.outputs]
-
-
-def _sizes(value: ir.Value) -> Sizes | None:
-    tensor = ir.convenience.get_const_tensor(value)
-    if tensor is not None:
-        return tuple(tensor.shape.numpy())
-    if value.shape is None:
-        return None
-    return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
 
 
 def unresolved(model: ir.Model, shapes: Mapping[str, Sizes]) -> tuple[str, ...]:

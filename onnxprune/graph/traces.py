@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Group, Index
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constant
+from onnxprune.model import is_constant
 from onnxprune.ops.registry import TRACES, View
 from onnxprune.ops.trace import Kind, Trace, TraceView, combined
 from onnxprune.scopes import nodes, subgraphs
@@ -35,7 +35,7 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
     handed = [value for node in nodes(model) for body in subgraphs(node) for value in body.inputs]
     found: dict[str, Trace | None] = dict.fromkeys(value.name or "" for value in handed)
     for view in views(model, analysis.shapes, analysis.known):
-        names = {value.name for value in view.node.outputs if constant(value) is None}
+        names = {value.name for value in view.node.outputs if not is_constant(value)}
         if names & values and not names <= set(found):
             result = _apply(view, found, index)
             found.update({name or "": result for name in names if name in values})

@@ -143,7 +143,7 @@ def _product(sizes: tuple[int | None, ...]) -> int:
 def conv_absorber(view: View, slot: int) -> Absorber | None:
     """Input channels meet axis 1 of the filters; zero padding makes constants inexact."""
     w = view.input(1)
-    if slot != 0 or view.attribute("group", 1) != 1 or view.constant(1) is None or w is None:
+    if slot != 0 or view.attribute("group", 1) != 1 or not view.is_constant(1) or w is None:
         return None
     pads = view.attribute("pads", ())
     auto = view.attribute("auto_pad", "NOTSET")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Floats, Index
-from onnxprune.model import constant, set_constant
+from onnxprune.model import constant, is_constant, set_constant
 from onnxprune.ops.registry import Facet, Sizes, View, arange
 
 __all__ = ["SHIFTS", "Absorber", "Edit", "positions_after", "shifts"]
@@ -45,12 +45,15 @@ class Edit:
             that edits add.
         shapes: sizes before the removal, per value name; grows likewise.
         graph: the main graph, which holds new constants wherever the node stands.
+        taken: names of the values that nodes make, shared by the edits of one rewrite, which add
+            theirs; collected for every new name where it is not given.
     """
 
     view: View
     kept: dict[Axis, Index]
     shapes: dict[str, Sizes]
     graph: ir.Graph
+    taken: set[str | None] | None = None
 
     @property
     def around(self) -> ir.Graph:
@@ -87,7 +90,7 @@ class Edit:
         while len(node.inputs) <= slot:
             node.resize_inputs(len(node.inputs) + 1)
         node.replace_input_with(slot, value)
-        if old is not None and constant(old) is not None:
+        if old is not None and is_constant(old):
             along = {position: Axis(old.name or "", position) for position in range(array.ndim)}
         self.resized(value, along or {})
         return value
@@ -102,7 +105,7 @@ class Edit:
     def _writable(value: ir.Value) -> bool:
         producer = value.producer()
         own = producer is None or producer.op_type == "Constant"
-        return own and constant(value) is not None and not value.is_graph_output()
+        return own and is_constant(value) and not value.is_graph_output()
 
     def initializer(self, name: str, array: Array) -> ir.Value:
         """A new initializer named `name`, or `name` with a number when that is taken."""
@@ -119,11 +122,14 @@ class Edit:
 
     def fresh(self, name: str) -> str:
         """`name`, or `name` with a number where an earlier removal has made that value already."""
-        places = dict.fromkeys((self.graph, self.around))
-        taken = {value.name for place in places for node in place for value in node.outputs}
+        taken = self.taken
+        if taken is None:
+            places = dict.fromkeys((self.graph, self.around))
+            taken = {value.name for place in places for node in place for value in node.outputs}
         unique, number = name, 1
         while unique in taken or unique in self.graph.initializers:
             unique, number = f"{name}_{number}", number + 1
+        taken.add(unique)
         return unique
 
     def insert_before(
@@ -152,7 +158,7 @@ class Edit:
         self.around.insert_after(node, made)
         ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
         made.replace_input_with(0, value)
-        made.outputs[0].name, value.name = name, f"{name}/unshifted"
+        made.outputs[0].name, value.name = name, self.fresh(f"{name}/unshifted")
         made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
         self.shapes[value.name] = self.shapes[name]
         self.resized(value, {p: Axis(name, p) for p in range(len(self.shapes[name]))})

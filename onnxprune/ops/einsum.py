@@ -88,7 +88,7 @@ def einsum_absorber(view: View, slot: int) -> Absorber | None:
     """A constant matrix over one summed label and one output label absorbs the former."""
     weight = 1 - slot
     terms = _terms(view)
-    if terms is None or len(view.node.inputs) != 2 or view.constant(weight) is None:
+    if terms is None or len(view.node.inputs) != 2 or not view.is_constant(weight):
         return None
     data, matrix, output = terms[slot], terms[weight], terms[2]
     shared = [position for position, label in enumerate(matrix) if label in data]

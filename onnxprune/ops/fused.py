@@ -155,13 +155,13 @@ def fused_gemm_absorber(view: View, slot: int) -> Absorber | None:
 
 
 def _has_known_bias(view: View) -> bool:
-    return view.input(2) is None or view.constant(2) is not None
+    return view.input(2) is None or view.is_constant(2)
 
 
 @absorbs("FusedMatMul", domain=_VENDOR)
 def fused_matmul_absorber(view: View, slot: int) -> Absorber | None:
     """A constant right-hand matrix absorbs the columns of the left-hand data."""
-    if slot != 0 or view.constant(1) is None or len(view.shape(view.input(1))) != 2:
+    if slot != 0 or not view.is_constant(1) or len(view.shape(view.input(1))) != 2:
         return None
     rows, columns = _arranged(view, 1)
     return Absorber(slot=1, in_axis=rows, out_axis=columns)

@@ -116,7 +116,7 @@ def packed_attention_macs(view: View) -> int:
 @absorbs("Attention", domain=_VENDOR)
 def packed_attention_absorber(view: View, slot: int) -> Absorber | None:
     """Constant inputs go into the packed bias."""
-    known = view.constant(1) is not None and view.constant(2) is not None
+    known = view.is_constant(1) and view.is_constant(2)
     return Absorber(slot=1, in_axis=0, out_axis=1) if slot == 0 and known else None
 
 

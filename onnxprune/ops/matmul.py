@@ -96,7 +96,7 @@ def _product(sizes: Sizes) -> int:
 def gemm_absorber(view: View, slot: int) -> Absorber | None:
     """Inputs meet B's rows (columns when transB)."""
     b = view.input(1)
-    if slot != 0 or view.attribute("transA", 0) or view.constant(1) is None or b is None:
+    if slot != 0 or view.attribute("transA", 0) or not view.is_constant(1) or b is None:
         return None
     trans = view.attribute("transB", 0)
     return Absorber(slot=1, in_axis=int(trans), out_axis=int(not trans))
@@ -106,7 +106,7 @@ def gemm_absorber(view: View, slot: int) -> Absorber | None:
 def matmul_absorber(view: View, slot: int) -> Absorber | None:
     """A constant right-hand matrix absorbs the columns of the left-hand data."""
     b = view.input(1)
-    if slot != 0 or b is None or view.constant(1) is None or len(view.shape(b)) != 2:
+    if slot != 0 or b is None or not view.is_constant(1) or len(view.shape(b)) != 2:
         return None
     return Absorber(slot=1, in_axis=0, out_axis=1)
 

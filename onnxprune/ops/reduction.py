@@ -46,7 +46,7 @@ def reduce(view: View) -> Iterator[Fact]:
         yield from view.fixed(x, *range(rank))
         return
     yield from view.ends(x, *axes)
-    if view.node.op_type not in _ADDITIVE or view.constant(0) is not None:
+    if view.node.op_type not in _ADDITIVE or view.is_constant(0):
         for axis in axes:
             yield Inexact(view.axis(x, axis), view.key, f"{view.node.op_type} over this axis")
     target = 0

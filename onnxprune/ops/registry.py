@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnxprune.base import Array, Axis, Coupling, Ends, Fact, Frozen, Index, Reason
 from onnxprune.emit import Emitter
 from onnxprune.errors import InvariantError
-from onnxprune.model import constant, node_key
+from onnxprune.model import constant, is_constant, node_key
 
 __all__ = [
     "ABSORBS",
@@ -95,6 +95,11 @@ class View:
         value = self.input(slot)
         array = constant(value)
         return self.known.get(value.name or "") if array is None and value is not None else array
+
+    def is_constant(self, slot: int) -> bool:
+        """Whether `constant` knows an array; nothing is read."""
+        value = self.input(slot)
+        return value is not None and (is_constant(value) or value.name in self.known)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The attribute's value or `default`."""

@@ -93,11 +93,12 @@ def _resize(
     clone: ir.Model, analysis: Analysis, kept: dict[Axis, Index], shapes: dict[str, Sizes]
 ) -> None:
     resized = {axis.value for axis in kept}
+    taken = {value.name for node in nodes(clone) for value in node.outputs}
     for view in list(views(clone, shapes, analysis.known)):
         rule = RESIZES.find(view.node, view.opset)
         values = (*view.node.inputs, *view.node.outputs)
         if rule is not None and any(v is not None and v.name in resized for v in values):
-            rule(Edit(view=view, kept=kept, shapes=shapes, graph=clone.graph))
+            rule(Edit(view=view, kept=kept, shapes=shapes, graph=clone.graph, taken=taken))
 
 
 def _forget_shapes(model: ir.Model, kept: Mapping[Axis, Index]) -> None:

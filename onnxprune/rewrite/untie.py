@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from onnxprune.model import constant, list_initializers, node_key
+from onnxprune.model import constant, list_initializers, node_key, tensor_of
 
 __all__ = ["untie"]
 
@@ -47,10 +47,13 @@ def untie(model: ir.Model) -> ir.Model:
 def _shared(model: ir.Model) -> Iterator[tuple[ir.Value, list[tuple[ir.Node, int]]]]:
     """Vectors of one repeated number, with all who read them, through Identity nodes too."""
     for value in model.graph.initializers.values():
-        array = constant(value)
-        if array is None or array.dtype.kind != "f" or array.ndim != 1 or array.size < 2:
+        tensor = tensor_of(value)
+        if tensor is None or len(tensor.shape) != 1 or tensor.size < 2:
             continue
-        if (array == array[0]).all() and not value.is_graph_output():
+        array = tensor.numpy()
+        if array.dtype.kind != "f" or value.is_graph_output():
+            continue
+        if (array == array[0]).all():
             yield value, list(_readers(value))
 
 

@@ -1,0 +1,156 @@
+"""Arrays behind values: constants of a graph, whether initializers or Constant nodes.
+
+What is asked about a constant without its numbers (is it one, which type, which sizes) is answered
+without reading it: `tensor_of` for that, `constant` for the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Array
+from onnxprune.errors import ModelError
+from onnxprune.scopes import nodes, subgraphs
+
+__all__ = [
+    "all_nodes",
+    "constant",
+    "constants",
+    "detach",
+    "is_constant",
+    "set_constant",
+    "tensor_of",
+]
+
+_STANDARD = ("", "ai.onnx")
+
+
+def tensor_of(value: ir.Value) -> Any:
+    """The tensor (an `ir.TensorProtocol`) of an initializer or Constant node; None of others."""
+    if value.const_value is not None:
+        return value.const_value
+    producer = value.producer()
+    if producer is None or producer.op_type != "Constant" or producer.domain not in _STANDARD:
+        return None
+    given = producer.attributes.get("value")
+    if given is not None and given.type == ir.AttributeType.TENSOR:
+        return given.value
+    return ir.convenience.get_const_tensor(value)
+
+
+def _constant_tensor(value: ir.Value | None) -> Any:
+    """As `tensor_of`, through Identity nodes."""
+    while value is not None:
+        tensor, producer = tensor_of(value), value.producer()
+        if tensor is not None or producer is None or producer.op_type != "Identity":
+            return tensor
+        value = producer.inputs[0]
+    return None
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether `constant` knows an array; nothing is read."""
+    return _constant_tensor(value) is not None
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """The array behind an initializer, a Constant node or an Identity of them; else None.
+
+    An initializer that is also a graph input is a default the caller may override since IR 4, but
+    exporters mean a weight by it, and so do we.
+    """
+    tensor = _constant_tensor(value)
+    if tensor is None:
+        return None
+    array: Array = tensor.numpy()
+    return array
+
+
+def constants(model: ir.Model) -> dict[str, ir.Value]:
+    """Initializers and Constant nodes by name, those of bodies included; nothing is read."""
+    found = dict(model.graph.initializers)
+    for node in nodes(model):
+        for body in subgraphs(node):
+            found.update(body.initializers)
+        if node.op_type == "Constant" and node.domain in _STANDARD:
+            value = node.outputs[0]
+            tensor = tensor_of(value)
+            if value.name and tensor is not None:
+                found[value.name] = value
+                if value.dtype is None:
+                    value.dtype = tensor.dtype
+    return found
+
+
+def set_constant(value: ir.Value, array: Array) -> None:
+    """Replace the array behind an initializer or Constant node, keeping name and node.
+
+    Raises:
+        ModelError: the value is computed.
+    """
+    array = np.ascontiguousarray(array) if array.ndim else array
+    tensor = ir.Tensor(array, name=value.name, dtype=_stored_dtype(value.dtype, array))
+    producer = value.producer()
+    if producer is not None:
+        if producer.op_type != "Constant" or producer.domain not in _STANDARD:
+            raise ModelError(f"{value.name}: computed by {producer.op_type}, not a constant")
+        for name in list(producer.attributes):
+            del producer.attributes[name]
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        value.const_value = None
+    else:
+        value.const_value = tensor
+    value.shape = ir.Shape(array.shape)
+    value.dtype = tensor.dtype
+
+
+def _stored_dtype(dtype: ir.DataType | None, array: Array) -> ir.DataType | None:
+    return dtype if dtype is not None and dtype.numpy() == array.dtype else None
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Of all graphs and functions."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def detach(model: ir.Model) -> None:
+    """Keep what the model file holds as arrays, in place, and let go of the message it was read as.
+
+    The message would hand out another copy of a weight every time that somebody looks at it.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if _is_message(value.const_value):
+                value.const_value = _as_array(value.const_value)
+    for node in all_nodes(model):
+        for name, attribute in list(node.attributes.items()):
+            if not attribute.is_ref() and _is_message(attribute.value):
+                node.attributes[name] = ir.AttrTensor(
+                    name, _as_array(attribute.value), attribute.doc_string
+                )
+
+
+def _is_message(tensor: Any) -> bool:
+    """Of numbers of whole bytes; text and smaller numbers are stored in forms of their own."""
+    return (
+        isinstance(tensor, ir.serde.TensorProtoTensor)
+        and tensor.dtype not in (ir.DataType.STRING, ir.DataType.UNDEFINED)
+        and tensor.dtype.bitwidth >= 8
+    )
+
+
+def _as_array(tensor: Any) -> ir.Tensor[Any]:
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
