@@ -113,7 +113,7 @@ def compensate(edit: Edit, consumer: Consumer, substitute: Substitute) -> None:
 
 def contribution(table: Floats, substitute: Substitute) -> Floats:
     """What the constants add to each output: (C_out,), from weights (C_in, C_out, rest)."""
-    rows = table[substitute.removed]
+    rows = table[substitute.removed].astype(np.float64)  # einsum has no bfloat16
     total: Floats = np.einsum("r,rok->o", substitute.offset, rows, optimize=True)
     return total.astype(table.dtype)
 

@@ -7,6 +7,7 @@ so when the runtime is first needed, not when the module is imported.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import re
@@ -25,6 +26,7 @@ from onnxprune.errors import (
     RuntimeUnavailableError,
 )
 from onnxprune.model import opset, serialize
+from onnxprune.runtime.single import is_single, to_single
 
 __all__ = [
     "Device",
@@ -223,6 +225,8 @@ class Runner:
         session: the onnxruntime.InferenceSession itself.
         lowered: whether this runtime is older than the model, so that a copy with opset 21 and
             IR 10 in its header runs instead.
+        single: whether the runtime has no kernels for the model's float types, so that a copy in
+            float32 runs instead.
 
     Raises:
         ModelError: the runtime refuses the model.
@@ -232,15 +236,9 @@ class Runner:
         self, model: ir.Model, device: Device | None = None, *, optimize: bool = True
     ) -> None:
         self.device = device or Device()
-        self.lowered = False
-        try:
-            self.session = _open(model, self.device, optimize=optimize)
-        except ModelError:
-            older = _with_older_header(model)
-            if older is None:
-                raise
-            self.session = _open(older, self.device, optimize=optimize)
-            self.lowered = True
+        self.session, self.lowered, self.single = _first_that_opens(
+            model, self.device, optimize=optimize
+        )
         self._expected = {value.name: value for value in self.session.get_inputs()}
         self.inputs = tuple(self._expected)
         self.outputs = tuple(value.name for value in self.session.get_outputs())
@@ -269,6 +267,8 @@ class Runner:
         expected = self._expected[name]
         array = np.asarray(feeds[name], order="C")
         dtype = _DTYPES.get(expected.type)
+        if array.dtype.name == "bfloat16" and dtype is np.float32:
+            array = array.astype(np.float32)  # exact; the runtime takes none from numpy
         if dtype is not None and array.dtype != dtype:
             raise DataError(
                 f"input {name!r}: expected {np.dtype(dtype)}, got {array.dtype}; convert the data",
@@ -283,6 +283,34 @@ class Runner:
                 shape=array.shape,
             )
         return array
+
+
+def _first_that_opens(model: ir.Model, device: Device, *, optimize: bool) -> tuple[Any, bool, bool]:
+    """A session of the model, or of the first copy that the runtime takes.
+
+    Returns:
+        The session, whether its header is older, and whether it is a copy in float32.
+    """
+    older = _with_older_header(model)
+    forms = [(model, False, False), *([] if older is None else [(older, True, False)])]
+    if not is_single(model):
+        single = (older or model).clone()
+        to_single(single)
+        forms.append((single, older is not None, True))
+    if any(value.dtype is ir.DataType.BFLOAT16 for value in _ends(model)):
+        forms = forms[-1:]  # numpy has no bfloat16, so nothing could go in or come out
+    (first, lowered, in_single), *others = forms
+    try:
+        return _open(first, device, optimize=optimize), lowered, in_single
+    except ModelError:
+        for form, lowered, in_single in others:
+            with contextlib.suppress(ModelError):
+                return _open(form, device, optimize=optimize), lowered, in_single
+        raise
+
+
+def _ends(model: ir.Model) -> tuple[ir.Value, ...]:
+    return (*model.graph.inputs, *model.graph.outputs)
 
 
 def _open(model: ir.Model, device: Device, *, optimize: bool) -> Any:

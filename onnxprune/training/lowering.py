@@ -27,6 +27,7 @@ from onnxprune.model import (
     opset,
     trainable_dtype,
 )
+from onnxprune.runtime.single import read_in_single, to_single
 from onnxprune.training.compositions import LOWERINGS
 
 __all__ = ["TrainingCopy", "evaluation_copy", "expose", "lower"]
@@ -60,7 +61,7 @@ def lower(
     dropout: bool = True,
     seed: int = 0,
 ) -> TrainingCopy:
-    """The ancestors of `outputs`, in operators that can be differentiated.
+    """The ancestors of `outputs`, in operators that can be differentiated, all in float32.
 
     Args:
         model: the user's graph; left as it is.
@@ -81,6 +82,7 @@ def lower(
     _keep_ancestors(copy, outputs)
     copy = _converted(copy)
     _initializers_only(copy.graph)
+    to_single(copy)
     _lift_float_constants(copy.graph)
     _infer(copy)
     _set_header(copy)
@@ -117,12 +119,16 @@ def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
 
 
 def expose(model: ir.Model, names: Sequence[str]) -> None:
-    """Turn the initializers `names` into graph inputs, in this order and in place."""
+    """Turn the initializers `names` into float32 graph inputs, in this order and in place.
+
+    Those of another float type are cast to it where they are read.
+    """
     graph = model.graph
     for name in names:
         value = graph.initializers.pop(name)
         value.const_value = None
         graph.inputs.append(value)
+        read_in_single(graph, value)
 
 
 def _keep_ancestors(model: ir.Model, outputs: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Observable, Observations, Plan, Snapshot
+from onnxprune.base import Array, Axis, Index, Observable, Observations, Plan, Snapshot
 from onnxprune.data import TARGET
 from onnxprune.errors import PlanError
 from onnxprune.graph import cost
@@ -24,10 +24,11 @@ from onnxprune.reports import Pruned
 from onnxprune.rewrite.checked import Checked, checked_prune
 from onnxprune.rewrite.prune import prune, take, take_moments
 from onnxprune.runtime.session import Runner
+from onnxprune.runtime.single import widened
 from onnxprune.training.config import RunConfig
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
-from onnxprune.training.rounds import averaged, own_array, written
+from onnxprune.training.rounds import as_stored, averaged, own_array, written
 from onnxprune.updates.graph import AVERAGE
 
 __all__ = [
@@ -194,7 +195,7 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     before = set(constants(stage.model))
     trained_before = set(stage.snapshot.parameters)
     parameters = {
-        name: own_array(values[name])
+        name: _carried(values[name], stage.snapshot.parameters.get(name), kept)
         for name in names
         if name in trained_before or name not in before
     }
@@ -262,6 +263,21 @@ def remembering(stage: Stage) -> Stage:
     start = {name: np.array(array) for name, array in stage.snapshot.parameters.items()}
     moments = {**stage.snapshot.moments, START: start}
     return replace(stage, snapshot=replace(stage.snapshot, moments=moments))
+
+
+def _carried(value: ir.Value, master: Array | None, kept: Mapping[Axis, Index]) -> Array:
+    """A parameter's numbers after a removal.
+
+    Where the file's type is not float32, numbers that the removal left alone are still those of the
+    session, not what became of them in that type.
+    """
+    after = own_array(value)
+    if master is None or value.dtype is ir.DataType.FLOAT:
+        return after
+    before = take(value.name or "", master, kept)
+    if before.shape != after.shape:
+        return after
+    return np.where(widened(as_stored(value, before)) == after, before, after)
 
 
 def inputs_of(batch: Mapping[str, Array]) -> dict[str, Array]:

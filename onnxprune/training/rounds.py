@@ -18,6 +18,7 @@ from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.methods.compose import Influence
 from onnxprune.model import constant, constants, set_constant
+from onnxprune.runtime.single import OTHERS, narrowed, widened
 from onnxprune.training.config import RunConfig
 from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.influence import (
@@ -37,7 +38,7 @@ from onnxprune.updates import rules
 from onnxprune.updates.accumulation import Accumulation, build_accumulation
 from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
 
-__all__ = ["Round", "averaged", "begin", "opened", "own_array", "written"]
+__all__ = ["Round", "as_stored", "averaged", "begin", "opened", "own_array", "written"]
 
 
 class Round:
@@ -163,7 +164,8 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
 
     Raises:
         ConfigError: nothing in the model is trained.
-        ModelError: what would be trained is not float32.
+        ModelError: what would be trained is of a type without room for small steps, such as
+            float8.
     """
     values = constants(model)
     copy = training_copy(problem, model, 0)
@@ -173,12 +175,12 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
             f"nothing to train: no parameter leads to {problem.objective.output}; see "
             "`onnxprune inspect`, or choose another --output-name or --train-params"
         )
-    others = {name: values[name].dtype for name in trained if not _is_float32(values[name])}
+    others = {name: values[name].dtype for name in trained if not _trains(values[name])}
     if others:
         name, dtype = next(iter(others.items()))
         raise ModelError(
-            f"{name}: {dtype} parameters cannot be trained; export the model as float32, or leave "
-            f"them out with --freeze",
+            f"{name}: {dtype} parameters cannot be trained; export the model as float32 or "
+            f"float16, or leave them out with --freeze",
             parameters=tuple(others),
         )
     return Snapshot(
@@ -188,15 +190,15 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
     )
 
 
-def _is_float32(value: ir.Value) -> bool:
-    return value.dtype is ir.DataType.FLOAT
+def _trains(value: ir.Value) -> bool:
+    return value.dtype is ir.DataType.FLOAT or value.dtype in OTHERS
 
 
 def own_array(value: ir.Value) -> Array:
-    """A copy of the array behind a constant."""
+    """A copy of the array behind a constant, in float32 where it is of another float type."""
     array = constant(value)
     assert array is not None
-    return np.array(array)
+    return widened(array) if value.dtype in OTHERS else np.array(array)
 
 
 def averaged(snapshot: Snapshot) -> Snapshot:
@@ -210,9 +212,15 @@ def averaged(snapshot: Snapshot) -> Snapshot:
 
 
 def written(model: ir.Model, snapshot: Snapshot) -> ir.Model:
-    """A copy of `model` that holds the numbers of `snapshot`."""
+    """A copy of `model` that holds the numbers of `snapshot`, each in the type of the file."""
     copy = model.clone()
     values = constants(copy)
     for name, array in {**snapshot.parameters, **snapshot.state}.items():
-        set_constant(values[name], array)
+        set_constant(values[name], as_stored(values[name], array))
     return copy
+
+
+def as_stored(value: ir.Value, array: Array) -> Array:
+    """`array` in the type that the file has for `value`."""
+    dtype = value.dtype
+    return narrowed(array, dtype) if dtype is not None and dtype in OTHERS else array

@@ -20,11 +20,12 @@ from onnxprune.errors import InvariantError, ModelError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
 from onnxprune.methods import METHODS
-from onnxprune.model import external_files, load, save
+from onnxprune.model import constants, external_files, load, save
 from onnxprune.reports import Event, Finished, Report, RunDirectory, Size, Started
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner, check_runtime
-from onnxprune.runtime.verify import agreement, compare
+from onnxprune.runtime.single import is_single, saturates
+from onnxprune.runtime.verify import TOLERANCE, agreement, compare, tolerance_of
 from onnxprune.training.config import RunConfig, output_path
 from onnxprune.training.evaluation import model_metrics
 from onnxprune.training.loop import Loop, Outcome
@@ -177,12 +178,14 @@ def _check_file(problem: Problem, model: ir.Model, path: Path, outcome: Outcome)
     """The file that was written computes what the training session did, and the model in memory."""
     file = load(path)
     feeds = _some_inputs(problem)
-    found = compare(model, file, feeds, device=problem.device, tolerance=_FILE_TOLERANCE)
+    half = tolerance_of(file)
+    tolerance = half if half > TOLERANCE else _FILE_TOLERANCE
+    found = compare(model, file, feeds, device=problem.device, tolerance=tolerance)
     if found.holds and outcome.witness is not None:
         feeds, predicted = outcome.witness
         name = problem.objective.prediction
         runner = Runner(evaluation_copy(file, [name]), device=problem.device)
-        found = agreement({name: predicted}, runner.run(feeds), tolerance=_FILE_TOLERANCE)
+        found = agreement({name: predicted}, runner.run(feeds), tolerance=tolerance)
     if not found.holds:
         raise InvariantError(
             f"{path}: computes something else than the trained model (difference "
@@ -239,7 +242,12 @@ def _report(
         target=problem.config.target,
         achieved=achieved,
         reached=reached,
-        notes=(*problem.notes, *_judged_note(problem), *outcome.notes),
+        notes=(
+            *problem.notes,
+            *_judged_note(problem),
+            *_type_notes(problem, outcome),
+            *outcome.notes,
+        ),
         run_directory=os.fspath(directory.path),
     )
 
@@ -247,6 +255,26 @@ def _report(
 def _bytes(path: str | os.PathLike[str]) -> int:
     """Size of the file at `path`, external data included."""
     return os.path.getsize(path) + sum(file.stat().st_size for file in external_files(path))
+
+
+def _type_notes(problem: Problem, outcome: Outcome) -> tuple[str, ...]:
+    """How a model of other float types than float32 was trained, run and written."""
+    if is_single(problem.model):
+        return ()
+    notes = ["trained in float32, written in the types of the file"]
+    if Runner(problem.model, device=problem.device).single:
+        notes.append("the runtime has no kernels for these types, so metrics are those in float32")
+    values = constants(outcome.stage.model)
+    beyond = [
+        name
+        for name, array in outcome.stage.snapshot.parameters.items()
+        if saturates(array, values[name].dtype)
+    ]
+    if beyond:
+        notes.append(
+            f"numbers beyond the range of the file's type were cut off: {', '.join(beyond)}"
+        )
+    return tuple(notes)
 
 
 def _judged_note(problem: Problem) -> tuple[str, ...]:
