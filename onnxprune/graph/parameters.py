@@ -80,9 +80,9 @@ def _reached(model: ir.Model, analysis: Analysis) -> Iterator[str]:
             value = view.input(slot)
             if value is None or value.name not in fixed:
                 continue
-            if role == Role.AFFINE and not behind and not _has_weight(view, fixed):
+            if role in Role.DEPENDENT and not behind and not _has_weight(view, fixed):
                 continue
-            behind = behind or role != Role.AFFINE
+            behind = behind or role not in Role.DEPENDENT
             yield from _sources(value)
         if behind:
             weighted.update(value.name or "" for value in view.node.outputs)
@@ -98,7 +98,9 @@ def _slots(view: View) -> Mapping[int, str]:
 def _has_weight(view: View, fixed: set[str]) -> bool:
     """Whether the node itself contracts the data with a constant."""
     return any(
-        role != Role.AFFINE and (value := view.input(slot)) is not None and value.name in fixed
+        role not in Role.DEPENDENT
+        and (value := view.input(slot)) is not None
+        and value.name in fixed
         for slot, role in _slots(view).items()
     )
 

@@ -7,19 +7,18 @@ batch, into `base.Window`s. The model they are added to is a derived one, thrown
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Floats, Observable, Observations, Window
+from onnxprune.base import Array, Axis, Observable, Window
 from onnxprune.graph.shapes import dtypes
 from onnxprune.instrument.reductions import Reductions
 from onnxprune.model import trainable_dtype
 
-__all__ = ["Collector", "attach", "merge_windows"]
+__all__ = ["Collector", "attach"]
 
-_COMBINED = {"low": np.minimum, "high": np.maximum}  # over batches; all others are added
 _FIELDS = {
     Observable.RANGE: ("low", "high"),
     Observable.MEAN: ("total",),
@@ -66,28 +65,6 @@ def _window(outputs: Mapping[str, str], results: Mapping[str, Array]) -> Window:
     if "gate" in vectors:
         vectors["gate_square"] = vectors["gate"] ** 2
     return Window(count=int(results[outputs["count"]]) // size, batches=1, **vectors)
-
-
-def merge_windows(first: Observations, second: Observations) -> dict[Axis, Window]:
-    """Statistics over both windows; axes that only one knows are taken as they are."""
-    merged = dict(first)
-    for axis, window in second.items():
-        merged[axis] = _merged(merged[axis], window) if axis in merged else window
-    return merged
-
-
-def _merged(a: Window, b: Window) -> Window:
-    vectors = {
-        entry.name: _both(_COMBINED.get(entry.name, np.add), a, b, entry.name)
-        for entry in fields(Window)
-        if entry.name not in ("count", "batches")
-    }
-    return Window(count=a.count + b.count, batches=a.batches + b.batches, **vectors)
-
-
-def _both(function: np.ufunc, a: Window, b: Window, name: str) -> Floats | None:
-    first, second = getattr(a, name), getattr(b, name)
-    return None if first is None or second is None else np.asarray(function(first, second))
 
 
 def attach(

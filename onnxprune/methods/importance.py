@@ -3,7 +3,7 @@
 An importance is a function `(group, weights, observations) -> scores (U,)`, with what it wants to
 see of the group's consumers. Scores of different groups are on different scales; comparing them is
 the business of `allocation`. None means that nothing can be said about a group, which is then left
-alone: a group without BatchNormalization has no scale, integer activations have no statistics.
+alone: a group without a normalization has no scale, integer activations have no statistics.
 
 Activations are taken where units end, at the inputs of their consumers: for convolution,
 BatchNormalization and Relu that is behind the Relu. Where a unit ends at several values, or covers
@@ -29,13 +29,13 @@ __all__ = [
     "Importance",
     "Score",
     "apoz",
-    "batch_norm_scale",
     "dormancy",
     "fpgm",
     "importance",
     "magnitude",
     "mean_activation",
     "random",
+    "scale",
     "snap",
     "snip",
     "taylor",
@@ -123,20 +123,19 @@ def fpgm() -> Importance:
     return Importance(frozenset(), score)
 
 
-def batch_norm_scale() -> Importance:
-    """|gamma| of the BatchNormalization behind a unit.
+def scale() -> Importance:
+    """|gamma| of the normalization behind a unit.
 
     Liu et al. 2017, "Network Slimming" (arXiv 1708.06519), whose training drives scales to zero
     with an L1 penalty; without such training the criterion is weak. Several scales of one unit are
-    added. None for groups without a BatchNormalization that is still a node of the graph.
+    added. None for groups without a normalization that is still a node of the graph.
     """
 
     def score(group: Group, weights: Weights, _seen: Observations) -> Floats | None:
         scales = [
             np.abs(weight.array.astype(np.float64))[member.index].sum(axis=1)
             for member in group.members
-            if (weight := weights.get(member.axis)) is not None
-            and (weight.op_type, weight.slot) == ("BatchNormalization", 1)
+            if (weight := weights.get(member.axis)) is not None and weight.role == Role.SCALE
         ]
         return _finite(np.sum(scales, axis=0)) if scales else None
 
@@ -300,7 +299,7 @@ IMPORTANCES: Mapping[str, Callable[[], Importance]] = {
     "magnitude": magnitude,
     "magnitude-l1": lambda: magnitude(order=1),
     "fpgm": fpgm,
-    "batch-norm-scale": batch_norm_scale,
+    "scale": scale,
     "apoz": apoz,
     "mean-activation": mean_activation,
     "variance": variance,

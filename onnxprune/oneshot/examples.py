@@ -16,11 +16,12 @@ from onnxprune.data import TARGET, Data, Source, Split, fit, input_specs, read
 from onnxprune.data.synthetic import synthetic
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.shapes import dtypes
-from onnxprune.instrument.statistics import attach, merge_windows
+from onnxprune.instrument.statistics import attach
 from onnxprune.model import model_input
 from onnxprune.oneshot.config import PruneConfig
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.runtime.verify import agreement
+from onnxprune.windows import merge_windows
 
 __all__ = ["Difference", "Examples", "differences", "gather", "observe"]
 

@@ -38,7 +38,7 @@ parameters("FusedGemm", slots={1: Role.WEIGHT, 2: Role.AFFINE}, domain=_VENDOR)
 parameters("FusedMatMul", slots={0: Role.WEIGHT, 1: Role.WEIGHT}, domain=_VENDOR)
 parameters(
     "EmbedLayerNormalization",
-    slots={2: Role.TABLE, 3: Role.TABLE, 4: Role.TABLE, 5: Role.AFFINE, 6: Role.AFFINE},
+    slots={2: Role.TABLE, 3: Role.TABLE, 4: Role.TABLE, 5: Role.SCALE, 6: Role.AFFINE},
     domain=_VENDOR,
 )
 parameters("BiasGelu", "FastGelu", slots={1: Role.AFFINE}, domain=_VENDOR)

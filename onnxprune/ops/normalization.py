@@ -21,17 +21,17 @@ from onnxprune.ops.trace import Kind, Trace, TraceView
 
 _VENDOR = "com.microsoft"
 
-parameters("BatchNormalization", "InstanceNormalization", slots={1: Role.AFFINE, 2: Role.AFFINE})
-parameters("LayerNormalization", "GroupNormalization", slots={1: Role.AFFINE, 2: Role.AFFINE})
-parameters("RMSNormalization", "SimplifiedLayerNormalization", slots={1: Role.AFFINE})
-parameters("SimplifiedLayerNormalization", domain=_VENDOR, slots={1: Role.AFFINE})
+parameters("BatchNormalization", "InstanceNormalization", slots={1: Role.SCALE, 2: Role.AFFINE})
+parameters("LayerNormalization", "GroupNormalization", slots={1: Role.SCALE, 2: Role.AFFINE})
+parameters("RMSNormalization", "SimplifiedLayerNormalization", slots={1: Role.SCALE})
+parameters("SimplifiedLayerNormalization", domain=_VENDOR, slots={1: Role.SCALE})
 parameters(
     "SkipLayerNormalization",
     domain=_VENDOR,
-    slots={2: Role.AFFINE, 3: Role.AFFINE, 4: Role.AFFINE},
+    slots={2: Role.SCALE, 3: Role.AFFINE, 4: Role.AFFINE},
 )
 parameters(
-    "SkipSimplifiedLayerNormalization", domain=_VENDOR, slots={2: Role.AFFINE, 3: Role.AFFINE}
+    "SkipSimplifiedLayerNormalization", domain=_VENDOR, slots={2: Role.SCALE, 3: Role.AFFINE}
 )
 
 

@@ -153,8 +153,11 @@ class Role:
     """What a parameter slot holds."""
 
     WEIGHT = "weight"  # contracted with the data: the node is a weighted operator
-    AFFINE = "affine"  # bias, scale, shift or slope: trained behind a weighted operator only
+    AFFINE = "affine"  # bias, shift or slope: trained behind a weighted operator only
+    SCALE = "scale"  # of a normalization; likewise
     TABLE = "table"  # embedding
+
+    DEPENDENT = (AFFINE, SCALE)  # what alone makes no operator a weighted one
 
 
 class Facet(Generic[F]):

@@ -16,7 +16,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.parameters import trained
-from onnxprune.instrument.statistics import attach, merge_windows
+from onnxprune.instrument.statistics import attach
 from onnxprune.methods import Limit, Moment
 from onnxprune.methods.compose import RECOVERY
 from onnxprune.model import constants
@@ -30,6 +30,7 @@ from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
 from onnxprune.training.rounds import as_stored, averaged, own_array, written
 from onnxprune.updates.graph import AVERAGE
+from onnxprune.windows import merge_windows
 
 __all__ = [
     "START",

@@ -10,9 +10,9 @@ from graphs import feeds, model
 from onnxprune.base import Array, Axis, Observable, Window
 from onnxprune.graph.shapes import settle
 from onnxprune.instrument.products import attach_products
-from onnxprune.instrument.statistics import merge_windows
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import GradientGraph, differentiate
+from onnxprune.windows import merge_windows
 
 pytestmark = pytest.mark.ort
 

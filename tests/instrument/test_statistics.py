@@ -11,12 +11,13 @@ from graphs import feeds, model
 
 from onnxprune.base import Array, Axis, Observable, Window
 from onnxprune.graph.shapes import settle
-from onnxprune.instrument.statistics import Collector, attach, merge_windows
+from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import differentiate
 from onnxprune.training.losses import LOSS, TARGET, resolve
 from onnxprune.training.losses import attach as attach_loss
 from onnxprune.training.lowering import TrainingCopy, lower
+from onnxprune.windows import merge_windows
 
 FIELDS = ("total", "square", "absolute", "active", "low", "high")
 NETWORK = """(float[N, 3, 4, 4] x) => (float[N, 2] y)

@@ -12,13 +12,13 @@ from onnxprune.graph.weights import weights
 from onnxprune.methods.importance import (
     IMPORTANCES,
     apoz,
-    batch_norm_scale,
     dormancy,
     fpgm,
     importance,
     magnitude,
     mean_activation,
     random,
+    scale,
     snap,
     snip,
     taylor,
@@ -101,9 +101,9 @@ def test_fpgm_is_the_sum_of_distances_in_the_group() -> None:
     assert scores(MLP, fpgm()) == pytest.approx(expected, rel=1e-12)
 
 
-def test_batch_norm_scale_is_its_magnitude_and_says_nothing_without_one() -> None:
-    assert scores(CONV, batch_norm_scale()) == [5, 1, 2]
-    assert scores(MLP, batch_norm_scale()) is None
+def test_the_scale_of_a_normalization_is_its_magnitude_and_says_nothing_without_one() -> None:
+    assert scores(CONV, scale()) == [5, 1, 2]
+    assert scores(MLP, scale()) is None
 
 
 def test_weights_that_overflowed_say_nothing() -> None:
@@ -169,7 +169,7 @@ def test_every_importance_asks_for_what_it_uses_and_changes_nothing(name: str) -
         Observable.SALIENCY: {"saliency": [1.0, 2, 3, 4], "saliency_square": [1.0, 2, 3, 4]},
     }
     fields = {k: v for each in criterion.requires for k, v in wanted[each].items()}
-    network = CONV if name == "batch-norm-scale" else MLP
+    network = CONV if name == "scale" else MLP
     group, held = only_group(network), weights(network, analyze(network))
     before = {axis: weight.array.copy() for axis, weight in held.items()}
     found = criterion.score(group, held, seen(**fields) if fields else {})

@@ -9,11 +9,12 @@ from graphs import feeds, model
 
 from onnxprune.base import Plan
 from onnxprune.graph.groups import analyze
-from onnxprune.instrument.statistics import attach, merge_windows
+from onnxprune.instrument.statistics import attach
 from onnxprune.methods.lossless import REQUIRES, Findings, lossless, observed_axes
 from onnxprune.rewrite.prune import prune
 from onnxprune.runtime.session import Runner
 from onnxprune.runtime.verify import compare
+from onnxprune.windows import merge_windows
 
 DEEP = """(float[N, 3] x) => (float[N, 2] y)
 <float[3, 4] w, float[4] b, float[4, 5] v, float[5] c, float[5, 2] u>
