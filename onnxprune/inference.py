@@ -19,7 +19,7 @@ from onnxprune.model import tensor_of
 __all__ = ["Inferred", "Skeleton"]
 
 _SMALL = 8192  # bytes; constants up to this size keep their numbers
-_PINNED = "/computed"  # what the name of a computed value is extended by, once its array is known
+_PINNED = "\0computed"  # what the name of a computed value is extended by, once its array is known
 
 
 class Inferred(NamedTuple):
@@ -77,8 +77,11 @@ class Skeleton:
             ).graph
         except (RuntimeError, ValueError):  # nothing is known then but what was given
             found = proto.graph
-        values = (*found.input, *found.value_info, *found.output)
-        return {value.name: _read(value.type) for value in values}
+        # Inputs come last: the file may claim less about a value that has become one here.
+        values = (*found.value_info, *found.output, *found.input)
+        return {
+            value.name: _read(value.type) for value in values if not value.name.endswith(_PINNED)
+        }
 
     def _pin(self, graph: onnx.GraphProto, known: Mapping[str, Array]) -> None:
         """Let initializers stand in for computed values, which go on under other names."""

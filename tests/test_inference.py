@@ -34,6 +34,15 @@ def test_readers_of_a_known_value_see_its_numbers() -> None:
     found = skeleton.infer({"x": (4, None)}, {"s": np.array([3, 8], np.int64)})
     assert found["y"].sizes == (3, 8)
     assert found["s"] == (ir.DataType.INT64, (2,))
+    assert set(found) == {"x", "given", "s", "y"}
+
+
+def test_a_known_value_has_its_sizes_where_the_file_claims_none() -> None:
+    network = model("(float[N, 6] x) => (float[A, B] y) { s = Shape(x) y = Reshape(x, s) }")
+    claimed = network.graph[0].outputs[0]
+    claimed.type, claimed.shape = ir.TensorType(ir.DataType.INT64), None
+    found = Skeleton(network).infer(known={"s": np.array([4, 6], np.int64)})
+    assert found["s"] == (ir.DataType.INT64, (2,))
 
 
 def test_what_the_file_claims_inside_is_not_believed() -> None:
