@@ -20,7 +20,7 @@ from onnxprune.graph.bodies import Laid, lay_out
 from onnxprune.graph.constants import fold
 from onnxprune.inference import Inferred, Skeleton
 from onnxprune.model import model_input, node_key, opset
-from onnxprune.ops.registry import MIMICS, Sizes
+from onnxprune.ops.registry import MIMICS, Shapes, Sizes
 from onnxprune.scopes import nodes, subgraphs
 
 __all__ = ["dtypes", "infer", "parse_input_shape", "settle", "unresolved", "with_input_shapes"]
@@ -68,19 +68,23 @@ def settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
     without running the model.
 
     Returns:
-        Sizes per value name (None: dynamic; absent: unknown rank), and arrays of values that are
-        computed but cannot change.
+        Sizes per value name (None: dynamic; absent: unknown rank), as `Shapes` where any input
+        has an open one, and arrays of values that are computed but cannot change.
     """
     inference = _Inference(model)
     first = _settle(model, inference, _numbers(model, 0))
     if not any(_open(value) for value in model_input(model)):
         return first
     second = _settle(model, inference, _numbers(model, 1))
-    shapes = {
-        name: tuple(a if a == b else None for a, b in zip(sizes, second[0][name], strict=True))
+    trials = {
+        name: tuple(zip(sizes, second[0][name], strict=True))
         for name, sizes in first[0].items()
         if name in second[0] and len(second[0][name]) == len(sizes)
     }
+    shapes = Shapes(
+        {name: tuple(a if a == b else None for a, b in pairs) for name, pairs in trials.items()},
+        trials,
+    )
     known = {
         name: array
         for name, array in first[1].items()

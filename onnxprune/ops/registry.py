@@ -37,6 +37,7 @@ __all__ = [
     "TRACES",
     "ZERO_POINTS",
     "Role",
+    "Shapes",
     "Sizes",
     "View",
     "absorbs",
@@ -53,6 +54,28 @@ Sizes = tuple["int | None", ...]
 F = TypeVar("F", bound=Callable[..., Any])
 NEWEST = 10_000
 _STANDARD = ("", "ai.onnx")
+
+
+class Shapes(dict[str, Sizes]):
+    """Sizes per value name, and which open ones are the same whenever the model runs.
+
+    Args:
+        sizes: None for a size that is not static.
+        trials: per value name the sizes at two different choices of the open ones.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, Sizes],
+        trials: Mapping[str, tuple[tuple[int | None, int | None], ...]],
+    ) -> None:
+        super().__init__(sizes)
+        self.trials = trials
+
+    def agree(self, left: Axis, right: Axis) -> bool:
+        """Whether both sizes are the same, open or not."""
+        pairs = [self.trials[axis.value][axis.position] for axis in (left, right)]
+        return pairs[0] == pairs[1] and None not in pairs[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +153,13 @@ class View:
     def size(self, axis: Axis) -> int | None:
         """Static size of `axis`; None when dynamic."""
         return self.shapes[axis.value][axis.position]
+
+    def agree(self, left: Axis, right: Axis) -> bool:
+        """Whether both axes are known to have the same size, which may be open."""
+        a, b = self.size(left), self.size(right)
+        if a is not None or b is not None:
+            return a == b
+        return isinstance(self.shapes, Shapes) and self.shapes.agree(left, right)
 
     def ends(self, value: ir.Value | None, *positions: int) -> Iterator[Fact]:
         """The axes at `positions` of `value` are summed over or only read here."""

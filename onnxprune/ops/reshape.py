@@ -38,14 +38,15 @@ def _blocks(
 ) -> Iterator[tuple[list[Axis], list[Axis]]]:
     """Cut both lists where a single dynamic axis faces a single dynamic axis.
 
-    Shapes with one dynamic size each (the batch) are matched from the front and from the back;
-    what holds a dynamic size and more stays together.
+    Shapes with one dynamic size each (the batch), and sizes known to agree, are matched from the
+    front and from the back; what holds a dynamic size and more stays together.
     """
     front: list[tuple[list[Axis], list[Axis]]] = []
     back: list[tuple[list[Axis], list[Axis]]] = []
     a, b = _real(view, left), _real(view, right)
     while a and b and view.size(a[0]) == view.size(b[0]):
-        if view.size(a[0]) is None and not _same_dynamic(view, a, b):
+        known = view.agree(a[0], b[0]) or _copied(view, a[0], b[0])
+        if view.size(a[0]) is None and not known and not _same_dynamic(view, a, b):
             break
         front.append(([a.pop(0)], [b.pop(0)]))
     while a and b and view.size(a[-1]) is not None and view.size(a[-1]) == view.size(b[-1]):
@@ -54,6 +55,13 @@ def _blocks(
     if a or b:
         yield a, b
     yield from reversed(back)
+
+
+def _copied(view: View, left: Axis, right: Axis) -> bool:
+    """Whether the target of a Reshape says 0 here: the size of the input at the same position."""
+    target = view.constant(1) if view.node.op_type == "Reshape" else None
+    same = left.position == right.position and not view.attribute("allowzero", 0)
+    return same and target is not None and bool(target[right.position] == 0)
 
 
 def _same_dynamic(view: View, a: Sequence[Axis], b: Sequence[Axis]) -> bool:
@@ -80,27 +88,60 @@ def _block(view: View, left: Sequence[Axis], right: Sequence[Axis]) -> Iterator[
     if len(left) == len(right) == 1:
         yield from view.equal(left[0], right[0])
         return
+    open_ones = [any(view.size(axis) is None for axis in side) for side in (left, right)]
+    heads = [_static_head(view, side) if all(open_ones) else [] for side in (left, right)]
     tails = [_static_tail(view, side) for side in (left, right)]
-    for side, tail in zip((left, right), tails, strict=True):
-        for axis in side[: len(side) - len(tail)]:
+    for side, head, tail in zip((left, right), heads, tails, strict=True):
+        for axis in side[len(head) : len(side) - len(tail)]:
             yield from _fixed(view, axis)
-    sizes = [[view.size(axis) or 1 for axis in tail] for tail in tails]
-    shared = _tail_atoms(sizes)
-    if shared is None:
-        for axis in (*tails[0], *tails[1]):
-            yield from _fixed(view, axis)
-        return
-    atoms, hidden = shared
-    axes = [
-        _products(tail, own, atoms, hidden if math.prod(own) < math.prod(atoms) else 0)
-        for tail, own in zip(tails, sizes, strict=True)
-    ]
-    yield Choice(
-        node=view.key,
-        sizes=tuple(atoms),
-        axes=(*axes[0], *axes[1]),
-        whole=frozenset(range(hidden)),
-    )
+    found = _Atoms(view)
+    yield from found.align(heads, front=True)
+    yield from found.align(tails, front=False)
+    if found.axes:
+        yield Choice(
+            node=view.key,
+            sizes=tuple(found.sizes),
+            axes=tuple(found.axes),
+            whole=frozenset(found.hidden),
+        )
+
+
+class _Atoms:
+    """What the axes of both shapes are products of; grows with every pair of lists aligned."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.sizes: list[int] = []
+        self.axes: list[tuple[Axis, tuple[int, ...]]] = []
+        self.hidden: list[int] = []
+
+    def align(self, sides: Sequence[Sequence[Axis]], *, front: bool) -> Iterator[Fact]:
+        """Static axes of both sides that begin, or end, at the same element.
+
+        Where one side holds more elements, the rest lies in the dynamic axis of the other, and
+        its atoms can carry no units.
+        """
+        sizes = [[self.view.size(axis) or 1 for axis in side] for side in sides]
+        shared = _shared_atoms(sizes, front=front)
+        if shared is None:
+            for axis in (*sides[0], *sides[1]):
+                yield from _fixed(self.view, axis)
+            return
+        atoms, hidden = shared
+        first = len(self.sizes)
+        for side, own in zip(sides, sizes, strict=True):
+            short = math.prod(own) < math.prod(atoms)
+            start = len(hidden) if short and not front else 0
+            for axis, parts in _products(side, own, atoms, start):
+                self.axes.append((axis, tuple(first + part for part in parts)))
+        self.sizes += atoms
+        self.hidden += [first + number for number in hidden]
+
+
+def _static_head(view: View, axes: Sequence[Axis]) -> Sequence[Axis]:
+    """What stands before the first axis of dynamic size."""
+    stop = next((n for n, axis in enumerate(axes) if view.size(axis) is None), len(axes))
+    return axes[:stop]
 
 
 def _static_tail(view: View, axes: Sequence[Axis]) -> Sequence[Axis]:
@@ -111,29 +152,37 @@ def _static_tail(view: View, axes: Sequence[Axis]) -> Sequence[Axis]:
     return axes[start:]
 
 
-def _tail_atoms(sizes: Sequence[Sequence[int]]) -> tuple[list[int], int] | None:
-    """The common atoms of both tails, and how many of the first lie in a dynamic axis of one side.
+def _shared_atoms(sizes: Sequence[Sequence[int]], *, front: bool) -> tuple[list[int], range] | None:
+    """The common atoms of both sides, and which lie in a dynamic axis of one of them.
 
-    Row-major order aligns both at their end. Example: of (B, 16, 4, 16) and (B * 16, 64) the tails
-    are (16, 4, 16) and (64); the atoms are [16, 4, 16], the first of which is part of B * 16.
+    Row-major order aligns both at their end, or at their beginning. Example: of (B, 16, 4, 16) and
+    (B * 16, 64) the ends are (16, 4, 16) and (64); the atoms are [16, 4, 16], the first of which is
+    part of B * 16. Of (32, H, W) and (8, 4 * H * W) the beginnings are (32) and (8); the atoms are
+    [8, 4], the second of which is part of 4 * H * W.
     """
     left, right = (math.prod(side) for side in sizes)
     larger, smaller = max(left, right), min(left, right)
-    if not all(sizes) or larger % smaller:
+    if larger % smaller:
         return None
     factor = larger // smaller
+    padding = [factor] if factor > 1 else []
     padded = [
-        [factor, *side] if factor > 1 and math.prod(side) == smaller else list(side)
+        list(side)
+        if math.prod(side) == larger
+        else [*side, *padding]
+        if front
+        else [*padding, *side]
         for side in sizes
     ]
     atoms = refinement(*padded)
     if atoms is None:
         return None
-    hidden, product = 0, 1
-    while product < factor:
-        product *= atoms[hidden]
-        hidden += 1
-    return atoms, hidden
+    inside, product = 0, 1
+    for size in reversed(atoms) if front else atoms:
+        if product >= factor:
+            break
+        product, inside = product * size, inside + 1
+    return atoms, range(len(atoms) - inside, len(atoms)) if front else range(inside)
 
 
 def _fixed(view: View, axis: Axis) -> Iterator[Fact]:

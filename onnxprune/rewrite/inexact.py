@@ -36,7 +36,7 @@ def hide_removed(model: ir.Model, analysis: Analysis, kept: Mapping[Axis, Index]
         return set()
     shapes = dict(analysis.shapes)
     found: dict[str, tuple[View, list[Fact]]] = {}
-    for view, fact in facts(model, shapes, analysis.known):
+    for view, fact in facts(model, analysis.shapes, analysis.known):
         if view is not None:
             found.setdefault(view.key, (view, []))[1].append(fact)
     hidden = {key: view for key, (view, said) in found.items() if _sees_removed(said, kept)}

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import coupled, ended, frozen, group_members, model, rows, straight
+from checks import agreeing, changed
+from graphs import array, coupled, ended, frozen, group_members, members, model, rows, straight
 
-from onnxprune.base import Axis, Inexact, Reason
+from onnxprune.base import Axis, Inexact, Plan, Reason
 from onnxprune.graph.couplings import facts
 from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
@@ -256,3 +258,58 @@ def test_scales_and_shifts_behind_a_weighted_operator_are_trained() -> None:
         opset=21,
     )
     assert set(trained(network, analyze(network)).parameters) == {"w", "s", "b", "g", "k"}
+
+
+# GroupNormalization as exporters write it, in images of open size: 3 groups of 2 channels.
+IN_PARTS = """(float[{batch}, 4, H, W] x) => (float[{batch}, 5, P, Q] y)
+<float[6, 4, 1, 1] a, float[6] a_b, float[3] one, float[3] nought, float[6, 1, 1] s,
+ float[6, 1, 1] t, float[5, 6, 1, 1] b> {{
+    h = Conv(x, a, a_b)
+    {body}
+    m = Mul(back, s)
+    n = Add(m, t)
+    r = Relu(n)
+    y = Conv(r, b)
+}}"""
+INSTANCE = """g = Reshape(h, three)
+    n_g = InstanceNormalization(g, one, nought)
+    size = Shape(h)
+    back = Reshape(n_g, size)"""
+MEANS = """g = Reshape(h, three)
+    mean = ReduceMean<axes = [2]>(g)
+    d = Sub(g, mean)
+    q = Mul(d, d)
+    v = ReduceMean<axes = [2]>(q)
+    w = Sqrt(v)
+    n_g = Div(d, w)
+    size = Shape(h)
+    back = Reshape(n_g, size)"""
+SPELLED = """g = Reshape(h, three)
+    n_g = InstanceNormalization(g, one, nought)
+    size = Shape(h)
+    n_0 = Gather(size, nil)
+    n_1 = Unsqueeze(n_0, nils)
+    rest = Slice(size, twos, fours)
+    target = Concat<axis = 0>(n_1, six, rest)
+    back = Reshape(n_g, target)"""
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("body", [INSTANCE, MEANS, SPELLED])
+@pytest.mark.parametrize(("batch", "three"), [("N", [0, 3, -1]), ("1", [1, 3, -1])])
+def test_groups_normalized_in_images_of_open_size(body: str, batch: str, three: list[int]) -> None:
+    found = model(
+        IN_PARTS.format(batch=batch, body=body),
+        three=three,
+        one=np.ones(3, np.float32),
+        nought=np.zeros(3, np.float32),
+        **{"nil": 0, "nils": [0], "twos": [2], "fours": [4], "six": [6]} if "six" in body else {},
+    )
+    analysis = analyze(found)
+    assert [group.size for group in analysis.groups] == [3]
+    pairs = [[0, 1], [2, 3], [4, 5]]
+    assert members(analysis.groups[0])["a[0]"] == members(analysis.groups[0])["b[1]"] == pairs
+    plan = Plan(keep={analysis.groups[0].name: np.array([True, False, True])})
+    smaller = agreeing(found, analysis, plan, tolerance=1e-5)
+    assert array(smaller, "a").shape == (4, 4, 1, 1)
+    assert changed(found, smaller)
