@@ -25,6 +25,7 @@ from onnxprune.reports import (
     Progress,
     Pruned,
     Report,
+    Resumed,
     Started,
     human,
     render,
@@ -125,6 +126,8 @@ def lines(event: Event) -> list[str]:
             f"{event.model}: {human(event.parameters)} parameters, {human(event.macs)} MACs, "
             f"{event.units} units in {event.groups} groups"
         ]
+    if isinstance(event, Resumed):
+        return [f"{event.run_directory}: goes on at step {event.step} of {event.steps}"]
     if isinstance(event, Evaluated):
         metrics = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
         return [

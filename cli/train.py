@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from onnxprune.data import EMBEDDED, LAYOUTS
 from onnxprune.errors import ConfigError
@@ -89,6 +90,9 @@ _RUN = (
     _option("threads", type=int, help="Of the runtime.  [default: it chooses]"),
     _option("check", type=CHECKS, help="Try the first step in a child process, against crashes."),
     _option("run_directory", "--run-dir", metavar="DIR", help="For records.  [default: runs/...]"),
+    click.option("--resume", metavar="DIR", help="Go on with the run in this folder."),
+    _option("checkpoint_every", metavar="1epoch", help="Or 500steps, 10min, never."),
+    _option("keep_checkpoints", type=int, help="How many of them are kept."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, show no progress."),
     click.option("--quiet", is_flag=True, help="Show no progress."),
     click.option("--dry-run", is_flag=True, help="Check everything, train and write nothing."),
@@ -106,21 +110,46 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("model", type=click.Path())
+@click.argument("model", type=click.Path(), required=False)
 @_options
+@click.pass_context
 def train(
+    ctx: click.Context,
+    /,
     *,
-    model: str,
+    model: str | None,
     data: str | None,
     val: str | None,
     output: str | None,
+    resume: str | None,
     as_json: bool,
     quiet: bool,
     dry_run: bool,
     **options: Any,
 ) -> None:
     """Train MODEL on data and remove what it does not need; write a smaller ONNX file."""
+    import onnxprune
+
+    progress = _render.progress(show=not (as_json or quiet))
+    if resume is not None:
+        if dry_run:
+            raise ConfigError("--dry-run: nothing to show for a run that goes on; leave it out")
+        given = {name: value for name, value in options.items() if _is_given(ctx, name)}
+        with progress as on_event:
+            _, report = onnxprune.train(
+                model,
+                data,
+                validation=val,
+                output=output,
+                resume=resume,
+                on_event=on_event,
+                **given,
+            )
+        _render.result(report, as_json=as_json)
+        return
     config = RunConfig(**options)
+    if model is None:
+        raise click.MissingParameter(ctx=ctx, param=ctx.command.params[0])
     if data is None:
         raise ConfigError(
             f"{model}: nothing to train on; give --data FILE.npz with arrays x and y, or an "
@@ -131,13 +160,16 @@ def train(
     if dry_run:
         _dry_run(model, data, val, target, config, as_json=as_json)
         return
-    import onnxprune
-
-    with _render.progress(show=not (as_json or quiet)) as on_event:
+    with progress as on_event:
         _, report = onnxprune.train(
             model, data, validation=val, output=target, on_event=on_event, **options
         )
     _render.result(report, as_json=as_json)
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    """Whether the user wrote the option, so that it is no default."""
+    return ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _dry_run(

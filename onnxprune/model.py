@@ -42,6 +42,7 @@ __all__ = [
     "external_files",
     "file_size",
     "has_external_data",
+    "in_memory",
     "is_constant",
     "list_initializers",
     "load",
@@ -148,7 +149,7 @@ def save(model: ir.Model, path: str | os.PathLike[str], *, external: bool | None
 
 
 def _write(model: ir.Model, file: Path, data: str | None) -> None:
-    whole = _in_memory(model, initializers=data is None)
+    whole = in_memory(model, initializers=data is None)
     ir.save(whole, file, external_data=data, size_threshold_bytes=_EXTERNAL_THRESHOLD)
 
 
@@ -182,7 +183,7 @@ def _is_external(attribute: ir.Attr) -> bool:
     return not attribute.is_ref() and isinstance(attribute.value, ir.ExternalTensor)
 
 
-def _in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
+def in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
     """A copy without external tensors, or with none in attributes only; `model` if it has none."""
     if next(_external_tensors(model), None) is None:
         return model
@@ -228,7 +229,7 @@ def file_size(model: ir.Model) -> int:
 def serialize(model: ir.Model) -> Iterator[bytes | str]:
     """What a runtime can open: the model as bytes, or a temporary file when it is too large."""
     if nbytes(model) <= PROTOBUF_LIMIT:
-        yield ir.to_proto(_in_memory(model)).SerializeToString()
+        yield ir.to_proto(in_memory(model)).SerializeToString()
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         file = Path(folder) / "model.onnx"

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["free_data_name", "move_into_place", "remove_data", "write_text"]
+__all__ = ["free_data_name", "move_into_place", "remove_data", "sync", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,6 +21,21 @@ def write_text(path: Path, text: str) -> None:
         draft = Path(folder) / path.name
         draft.write_text(text, encoding="utf-8")
         os.replace(draft, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    if path.is_dir() and os.name == "nt":
+        return  # folders cannot be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def free_data_name(target: Path) -> str:

@@ -25,7 +25,12 @@ _POLL = 0.05  # seconds after which a blocked thread looks whether it is still w
 
 
 def batches(
-    split: Split, size: int, *, rng: np.random.Generator | None = None, drop_last: bool = False
+    split: Split,
+    size: int,
+    *,
+    rng: np.random.Generator | None = None,
+    drop_last: bool = False,
+    skip: int = 0,
 ) -> Iterator[dict[str, Array]]:
     """One pass over `split` in batches of `size` examples.
 
@@ -38,6 +43,7 @@ def batches(
         size: examples per batch, at least 1.
         rng: shuffles; None keeps the order.
         drop_last: leave out a last batch that is smaller than `size`.
+        skip: batches of this pass that were seen before, and are left out.
 
     Raises:
         ConfigError: `size` is smaller than 1.
@@ -54,8 +60,8 @@ def batches(
         )
     order = np.arange(count) if rng is None else rng.permutation(count)
     stop = count - count % size if drop_last else count
-    chunks = [order[start : start + size] for start in range(0, stop, size)]
-    if _batch_bytes(split, chunks[0]) < _SMALL:
+    chunks = [order[start : start + size] for start in range(skip * size, stop, size)]
+    if not chunks or _batch_bytes(split, chunks[0]) < _SMALL:
         return (split.batch(chunk) for chunk in chunks)
     return _prefetched(split, chunks)
 

@@ -8,6 +8,7 @@ twice writes the same file, but for the durations.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from onnxprune.errors import ConfigError, DataError
+from onnxprune.storage import sync, write_text
 
 __all__ = [
     "Evaluated",
@@ -25,6 +27,7 @@ __all__ = [
     "Finished",
     "Progress",
     "Pruned",
+    "Resumed",
     "RunDirectory",
     "Started",
     "plain",
@@ -49,6 +52,20 @@ class Started:
     groups: int
     units: int
     config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Training goes on from a checkpoint; told to listeners, never in the records.
+
+    Attributes:
+        step, steps: optimizer steps done and planned.
+        run_directory: of the run.
+    """
+
+    step: int
+    steps: int
+    run_directory: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +134,7 @@ class Finished:
     report: Mapping[str, Any]
 
 
-Event: TypeAlias = Started | Progress | Evaluated | Pruned | Finished
+Event: TypeAlias = Started | Resumed | Progress | Evaluated | Pruned | Finished
 
 _TYPES: Mapping[str, type[Any]] = {
     "started": Started,
@@ -126,6 +143,7 @@ _TYPES: Mapping[str, type[Any]] = {
     "pruned": Pruned,
     "finished": Finished,
 }
+_ORIGIN = "run.json"
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 
@@ -167,9 +185,14 @@ def _restored(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _is_leftover(path: Path) -> bool:
+    """Whether a folder without run.json may hold this and yet be free."""
+    return path.name == "config.json" or path.name.startswith(".onnxprune-")
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The folder of one run: config.json, records.jsonl, and whatever else the run leaves.
+    """The folder of one run: config.json, run.json, records.jsonl, checkpoints.
 
     Use as: `run = RunDirectory.create("runs", "lenet")`, then `run.append(event)`.
     """
@@ -188,7 +211,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunDirectory:
-        """Make the folder `path`, or take it when it is empty.
+        """Make the folder `path`, or take it when it is empty, or a run died before it began there.
 
         Raises:
             ConfigError: it holds something already, or cannot be made.
@@ -197,8 +220,14 @@ class RunDirectory:
         made = cls._made(folder)
         if made is not None:
             return made
-        if folder.is_dir() and not any(folder.iterdir()):
+        if folder.is_dir() and all(_is_leftover(path) for path in folder.iterdir()):
             return cls(folder)
+        if cls(folder).holds_run:
+            raise ConfigError(
+                f"--run-dir {folder}: holds a run; continue it with --resume {folder}, or choose "
+                "another",
+                path=folder,
+            )
         raise ConfigError(f"--run-dir {folder}: not empty; choose another", path=folder)
 
     @classmethod
@@ -221,15 +250,61 @@ class RunDirectory:
         """The file the events go to."""
         return self.path / "records.jsonl"
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Keep the resolved configuration as config.json."""
-        text = json.dumps(plain(config), indent=2, allow_nan=False)
-        (self.path / "config.json").write_text(text + "\n", encoding="utf-8")
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / _ORIGIN).is_file()
+
+    @property
+    def length(self) -> int:
+        """Bytes of the records so far."""
+        return self.records.stat().st_size if self.records.exists() else 0
+
+    def truncate(self, length: int) -> None:
+        """Forget the records beyond the first `length` bytes."""
+        if self.length > length:
+            os.truncate(self.records, length)
+
+    def write_config(self, config: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+        """Keep the resolved configuration as config.json, and what it was applied to as run.json.
+
+        The second one comes last: with it the folder holds a run.
+        """
+        for name, values in (("config.json", config), (_ORIGIN, origin)):
+            text = json.dumps(plain(values), indent=2, allow_nan=False)
+            write_text(self.path / name, text + "\n")
+            sync(self.path / name)
+        sync(self.path)
+
+    def read_config(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `write_config` wrote.
+
+        Raises:
+            ConfigError: there is no run in this folder, or its files are damaged.
+        """
+        try:
+            config, origin = (
+                json.loads((self.path / name).read_text(encoding="utf-8"))
+                for name in ("config.json", _ORIGIN)
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--resume {self.path}: holds no run ({_ORIGIN} or config.json cannot be read); "
+                "give the folder of a run, as in runs/<model>-1",
+                path=self.path,
+            ) from error
+        return config, origin
 
     def append(self, event: Event) -> None:
-        """Add one event; it is in the file when this returns."""
-        with self.records.open("a", encoding="utf-8") as file:
-            file.write(_line(event) + "\n")
+        """Add one event; it is in the file when this returns, or no part of it is."""
+        before = self.length
+        try:
+            with self.records.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(_line(event) + "\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.truncate(before)
+            raise
 
 
 def read_records(path: str | os.PathLike[str]) -> tuple[Event | dict[str, Any], ...]:

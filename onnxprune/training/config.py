@@ -18,6 +18,7 @@ from typing import Any
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
 from onnxprune.model import external_files
+from onnxprune.training.cadence import parse_cadence
 
 __all__ = [
     "BATCH_NORM",
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "Target",
     "check_pattern",
+    "option_name",
     "output_path",
     "parse_target",
 ]
@@ -158,6 +160,8 @@ class RunConfig:
         check: "on" lets a child process do the first step of every new kind of graph, so that a
             crash of the engine is an error; "off" saves the second that takes.
         run_directory: where records go; None for a new folder runs/<model>-<n>.
+        checkpoint_every: when a checkpoint is written, as `parse_cadence` reads it.
+        keep_checkpoints: how many are kept, at least 1.
         prune_interval: steps between removals; None leaves it to the method.
     """
 
@@ -194,6 +198,8 @@ class RunConfig:
     threads: int | None = None
     check: str = "on"
     run_directory: str | None = None
+    checkpoint_every: str = "2min"
+    keep_checkpoints: int = 2
     prune_interval: int | None = None
 
     def __post_init__(self) -> None:
@@ -201,7 +207,8 @@ class RunConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(
-                    f"{_option(name)} {value}: expected one of {', '.join(choices)}", option=name
+                    f"{option_name(name)} {value}: expected one of {', '.join(choices)}",
+                    option=name,
                 )
         for name in ("epochs", "batch_size", "accumulate", "threads", "patience", "prune_interval"):
             _check_number(name, getattr(self, name), low=1, integer=True)
@@ -218,6 +225,8 @@ class RunConfig:
         for name, sizes in self.input_shapes.items():
             if not sizes or any(size < 1 for size in sizes):
                 raise ConfigError(f"--input-shape {name}: expected sizes of at least 1")
+        _check_number("keep_checkpoints", self.keep_checkpoints, low=1, integer=True)
+        parse_cadence(self.checkpoint_every)
         if self.target is not None:
             parse_target(self.target)
 
@@ -253,7 +262,7 @@ class RunConfig:
         return cls(**values)
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
     """The command line's name of a field."""
     renamed = {"learning_rate": "lr", "run_directory": "run-dir"}
     return f"--{renamed.get(name, name.replace('_', '-'))}"
@@ -289,7 +298,7 @@ def _check_number(
         limits = {"at least": low, "more than": above, "less than": below}
         wanted = [f"{word} {limit:g}" for word, limit in limits.items() if limit is not None]
         raise ConfigError(
-            f"{_option(name)} {value}: expected {kind}, {' and '.join(wanted)}",
+            f"{option_name(name)} {value}: expected {kind}, {' and '.join(wanted)}",
             option=name,
             value=value,
         )
@@ -305,7 +314,7 @@ def check_pattern(name: str, pattern: str | None) -> None:
         re.compile(pattern or "")
     except re.error as error:
         raise ConfigError(
-            f"{_option(name)} {pattern}: not a regular expression ({error}); "
+            f"{option_name(name)} {pattern}: not a regular expression ({error}); "
             "write \\ before a special character",
             option=name,
         ) from error

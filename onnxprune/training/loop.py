@@ -2,6 +2,11 @@
 
 `Loop.run` takes a stage through all epochs. Whatever stops it early (an interruption, the patience
 running out) leaves the last whole stage.
+
+Nothing here depends on the clock or on what was drawn before: the order of an epoch follows from
+the seed and the epoch, samples and node seeds from the seed and the step. So a run that goes on
+from a checkpoint does what it would have done. When checkpoints are written may depend on the clock
+(`keeper`), and changes nothing.
 """
 
 from __future__ import annotations
@@ -21,25 +26,21 @@ from onnxprune.errors import ConfigError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.methods import Pruner
 from onnxprune.reports import Evaluated, Event, Progress
+from onnxprune.training.checkpoint import Checkpoint
 from onnxprune.training.config import RunConfig
-from onnxprune.training.evaluation import better, evaluate, main_metric
+from onnxprune.training.evaluation import evaluate, main_metric
+from onnxprune.training.interrupts import deferred
+from onnxprune.training.keeper import Keeper
 from onnxprune.training.problem import Problem, stream
-from onnxprune.training.pruning import (
-    Stage,
-    apply,
-    inputs_of,
-    limit_at,
-    moment,
-    sample_size,
-)
-from onnxprune.training.rounds import Round, opened
+from onnxprune.training.pruning import Stage, apply, inputs_of, limit_at, moment, sample_size
+from onnxprune.training.rounds import Round, needed, opened
+from onnxprune.training.tally import Mark, Tally
 
 __all__ = ["Loop", "Outcome"]
 
 _OBSERVE_EVERY = 16  # steps; an observing step costs up to half a step more
 _CHECKS = 30  # a run has by default, as long as they find something to remove
 _REPORT_EVERY = 20  # steps
-_SMOOTHING = 0.98  # of the loss, per step
 _WITNESSES = 32  # examples on which the written file is compared with the session
 _VERIFIED = 64  # examples a removal is verified on
 
@@ -52,7 +53,7 @@ class Outcome:
         stage: the model to keep.
         exact, bounded: units removed.
         steps: optimizer steps done.
-        seconds: that took.
+        seconds: that took, before an interruption and after it.
         notes: why it ended early, what was put back.
         witness: inputs, and what the training session predicted for them with the numbers of
             `stage`; None when that was not evaluated.
@@ -65,30 +66,6 @@ class Outcome:
     seconds: float
     notes: tuple[str, ...]
     witness: tuple[Mapping[str, Array], Array] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Mark:
-    """A stage that was evaluated: candidates for what the run returns.
-
-    Attributes:
-        stage: the stage.
-        metric, loss: on the validation data.
-        exact, bounded: units removed before.
-        predicted: what the session predicts for the witnesses then.
-    """
-
-    stage: Stage
-    metric: float
-    loss: float
-    exact: int = 0
-    bounded: int = 0
-    predicted: Array | None = None
-
-    def beats(self, other: _Mark, metric: str) -> bool:
-        """Whether it is better: by the metric, and by the loss where that says nothing."""
-        ahead = better(metric, self.metric, other.metric)
-        return ahead > 0 or (ahead == 0 and self.loss < other.loss)
 
 
 def learning_rate(config: RunConfig, steps: int) -> Callable[[int], float]:
@@ -109,14 +86,21 @@ class Loop:
     Args:
         problem: what is trained on what.
         pruner: the method; None trains without removing anything.
-        stage: where to begin.
+        stage: the model given, as it is trained.
         emit: receives every event.
+        resumed: where to go on instead of at the beginning.
     """
 
     def __init__(
-        self, problem: Problem, pruner: Pruner | None, stage: Stage, emit: Callable[[Event], None]
+        self,
+        problem: Problem,
+        pruner: Pruner | None,
+        stage: Stage,
+        emit: Callable[[Event], None],
+        *,
+        resumed: Checkpoint | None = None,
     ) -> None:
-        self.problem, self.pruner, self.stage, self.emit = problem, pruner, stage, emit
+        self.problem, self.pruner, self.emit = problem, pruner, emit
         config = problem.config
         count, size = len(problem.train), problem.step_size
         self.epoch_steps = count // size if problem.static_batch else math.ceil(count / size)
@@ -126,21 +110,16 @@ class Loop:
             "params": cost.parameters(stage.model),
             "macs": cost.macs(stage.model, stage.analysis),
         }
-        self.rng = {name: stream(config.seed, name) for name in ("order", "probe", "verification")}
-        self.state: Any = None
-        self.interval = config.prune_interval or max(self.steps // _CHECKS, 1)
-        if pruner is not None:
-            self.state = pruner.init(stage.analysis, self.interval)
-        self.loss = math.nan
-        self.exact = self.bounded = 0
-        self.baseline: float | None = None
-        self.best: _Mark | None = None
-        self.good: _Mark | None = None
-        self.last: _Mark | None = None
-        self.metric_name = ""
-        self.stale = 0
-        self.notes: list[str] = []
-        self.failed: set[str] = set()
+        self.seconds = 0.0  # of the parts of this run before
+        self.keeper: Keeper
+        self.spare: Checkpoint | None = None  # a whole one that is not on disk
+        if resumed is None:
+            self.stage, self.tally = stage, Tally()
+            self.interval = config.prune_interval or max(self.steps // _CHECKS, 1)
+            self.state: Any = pruner and pruner.init(stage.analysis, self.interval)
+        else:
+            self.stage, self.tally, self.interval = resumed.stage, resumed.tally, resumed.interval
+            self.state, self.seconds = resumed.state, resumed.seconds
         self.observe_every = max(min(_OBSERVE_EVERY, self.interval // 2), 1)
         count = problem.batch_size if problem.static_batch else min(_WITNESSES, count)
         self.witnesses = inputs_of(problem.train.batch(np.arange(count)))
@@ -149,51 +128,72 @@ class Loop:
 
     # --- the whole -------------------------------------------------------------------------------
 
-    def run(self, baseline: Mapping[str, float] | None) -> Outcome:
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train: all epochs done, or the patience at its end."""
+        config, tally = self.problem.config, self.tally
+        if tally.epochs >= config.epochs:
+            return True
+        return config.patience is not None and tally.stale >= config.patience
+
+    def run(self, baseline: Mapping[str, float] | None, keeper: Keeper) -> Outcome:
         """All epochs, or as many as the user and the patience allow.
 
         Args:
             baseline: metrics of the model given, on the validation data; None without any.
+            keeper: writes checkpoints.
 
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite; `best` and `last` are evaluated
-                stages.
+            NonFiniteLossError: the loss became NaN or infinite; `tally` knows the evaluated stages.
         """
-        if baseline is not None:
-            self.metric_name, self.baseline = main_metric(baseline)
-            self.good = _Mark(stage=self.stage, metric=self.baseline, loss=baseline["loss"])
-        started = time.perf_counter()
+        self.keeper = keeper
+        if baseline is not None and self.tally.baseline is None:
+            self.tally = self.tally.started(baseline, self.stage)
+        self.began = time.perf_counter()
         try:
-            for epoch in range(1, self.problem.config.epochs + 1):
-                self._epoch(epoch)
-                if self._is_finished(epoch):
-                    break
+            with deferred() as interrupted:
+                while not self.is_over:
+                    self._epoch(interrupted)
+                self._keep_last()
+            if self.tally.epochs < self.problem.config.epochs:
+                self._note(
+                    f"no improvement for {self.problem.config.patience} epochs, stopped after "
+                    f"epoch {self.tally.epochs}"
+                )
         except KeyboardInterrupt:
+            self._keep_last()
             self._sync()
-            self.best = None
-            self.notes.append(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
+            self.tally = replace(self.tally, best=None)
+            self._note(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
         finally:
             self._close()
-        return self._outcome(time.perf_counter() - started)
+        return self._outcome()
 
-    def _outcome(self, seconds: float) -> Outcome:
-        mark = self.best
-        if self._fell(self.best or self.last) and self.good is not None:
-            mark = self.good
+    def _outcome(self) -> Outcome:
+        tally = self.tally
+        mark = tally.best
+        if self._fell(tally.best or tally.last) and tally.good is not None:
+            mark = tally.good
             step = mark.stage.snapshot.step
-            self.notes.append(f"the metric fell by more than --max-drop; step {step} was kept")
+            self._note(f"the metric fell by more than --max-drop; step {step} was kept")
         stage = self.stage if mark is None else mark.stage
         self._check_finite(stage)
         witness = None if mark is None or mark.predicted is None else mark.predicted
         return Outcome(
             stage=stage,
             witness=None if witness is None else (self.witnesses, witness),
-            exact=self.exact if mark is None else mark.exact,
-            bounded=self.bounded if mark is None else mark.bounded,
+            exact=tally.exact if mark is None else mark.exact,
+            bounded=tally.bounded if mark is None else mark.bounded,
             steps=self.stage.snapshot.step,
-            seconds=seconds,
-            notes=tuple(self.notes),
+            seconds=self._elapsed(),
+            notes=(*self.tally.notes, *self.keeper.notes),
         )
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.began
+
+    def _note(self, note: str) -> None:
+        self.tally = self.tally.noted(note)
 
     def _check_target(self) -> None:
         goal = self.problem.config.goal
@@ -211,7 +211,7 @@ class Loop:
                     "the learning rate or clip gradients",
                     step=stage.snapshot.step,
                     loss=math.nan,
-                    last_finite=self.loss,
+                    last_finite=self.tally.loss,
                 )
 
     def _open(self) -> Round:
@@ -228,7 +228,7 @@ class Loop:
 
     def _sync(self) -> None:
         """Bring the snapshot of the stage up to date with the session, where there is one."""
-        if self.round is not None:
+        if self.round is not None and self.round.session.step != self.stage.snapshot.step:
             self.stage = replace(self.stage, snapshot=self.round.session.snapshot())
 
     def _close(self) -> None:
@@ -239,21 +239,34 @@ class Loop:
 
     # --- one epoch -------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int) -> None:
-        problem = self.problem
+    def _epoch(self, interrupted: Callable[[], bool]) -> None:
+        """What is left of the present epoch, and its evaluation."""
+        assert self.round is not None
+        problem, epoch = self.problem, self.tally.epochs
+        done = self.round.session.step - epoch * self.epoch_steps
         stream_of_batches = batches(
             problem.train,
             problem.step_size,
-            rng=self.rng["order"],
+            rng=stream(problem.config.seed, "order", epoch),
             drop_last=problem.static_batch,
+            skip=done,
         )
         for batch in stream_of_batches:
-            self._step(batch, epoch)
+            self._step(batch)
             self._maybe_prune()
+            if interrupted():
+                self._spare_now()
+                raise KeyboardInterrupt
+            done += 1
+            if done < self.epoch_steps:
+                self._maybe_keep()
         self._sync()
-        self._evaluate(epoch)
+        self._evaluate(epoch + 1)
+        self.tally = replace(self.tally, epochs=epoch + 1)
+        if not self.is_over:
+            self._maybe_keep(whole_epoch=True)
 
-    def _step(self, batch: Mapping[str, Array], epoch: int) -> None:
+    def _step(self, batch: Mapping[str, Array]) -> None:
         assert self.round is not None
         session = self.round.session
         step = session.step
@@ -263,25 +276,70 @@ class Loop:
         if observe and self.pruner is not None:
             seen = self.round.collector.collect(result.extra)
             self.state = self.pruner.observe(self.state, seen)
-        first = math.isnan(self.loss)
-        self.loss = result.loss if first else _smoothed(self.loss, result.loss, step)
+        self.tally = self.tally.stepped(result.loss, step)
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == self.steps:
             self.emit(
                 Progress(
                     step=step + 1,
                     steps=self.steps,
-                    epoch=epoch - 1,
-                    loss=self.loss,
+                    epoch=self.tally.epochs,
+                    loss=self.tally.loss,
                     parameters=cost.parameters(self.stage.model),
                 )
             )
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def _maybe_keep(self, *, whole_epoch: bool = False) -> None:
+        """Write a checkpoint where one is due, between two steps.
+
+        A session that draws random numbers cannot be continued: its sequences begin again in a new
+        one. So such rounds end wherever a checkpoint could be, whether it is written or not.
+        """
+        assert self.round is not None
+        draws = self.round.draws
+        candidate = self.keeper.is_candidate(self.round.session.step, draws=draws)
+        due = candidate and self.keeper.is_due()
+        if candidate and draws:
+            self._sync()
+            self._close()
+            self.round = self._open()
+        if due or (candidate if draws else whole_epoch):
+            self._sync()
+            self.spare = self._checkpoint()
+        if due:
+            self._keep_last()
+
+    def _spare_now(self) -> None:
+        """Take a checkpoint at any step, where the round can be continued in another session."""
+        if self.round is not None and not self.round.draws:
+            self._sync()
+            self.spare = self._checkpoint()
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            stage=self.stage,
+            state=self.state,
+            tally=self.tally,
+            interval=self.interval,
+            seconds=self._elapsed(),
+            records=self.keeper.directory.length,
+        )
+
+    def _keep_last(self) -> None:
+        """Write the last checkpoint taken, if it is not on disk yet; at the end, take one."""
+        if self.is_over and self.round is not None:
+            self.spare = self._checkpoint()
+        spare, self.spare = self.spare, None
+        if spare is not None:
+            self.keeper.keep(spare)
 
     # --- removals --------------------------------------------------------------------------------
 
     def _maybe_prune(self) -> None:
         assert self.round is not None
-        step = self.round.session.step
-        if self.pruner is None or not self.pruner.due(self.state, step) or self._fell(self.last):
+        step, tally = self.round.session.step, self.tally
+        if self.pruner is None or not self.pruner.due(self.state, step) or self._fell(tally.last):
             return
         self._sync()
         problem = self.problem
@@ -293,7 +351,7 @@ class Loop:
             problem,
             self._without_failed(),
             steps=self.steps,
-            loss=self.loss,
+            loss=tally.loss,
             limit=limit,
             sample=self._draw("probe", count),
         )
@@ -302,30 +360,23 @@ class Loop:
             return
         size = problem.batch_size if problem.static_batch else _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
-        self._note_failed(record.rolled_back)
+        self.tally = self.tally.checked(record)
         if stage is not self.stage:
             self._close()
-            self.stage = stage
-            self.exact, self.bounded = self.exact + record.exact, self.bounded + record.bounded
-            self.best, self.stale = None, 0
+            self.stage, self.tally = stage, self.tally.pruned(record)
             self.round = self._open()
         self.emit(record)  # when it is done: whoever is told may interrupt the run
 
     def _without_failed(self) -> Stage:
         """The stage as the method may see it: without groups that failed verification."""
-        analysis = self.stage.analysis
-        groups = tuple(group for group in analysis.groups if group.name not in self.failed)
+        analysis, failed = self.stage.analysis, self.tally.failed
+        groups = tuple(group for group in analysis.groups if group.name not in failed)
         return replace(self.stage, analysis=replace(analysis, groups=groups))
-
-    def _note_failed(self, names: tuple[str, ...]) -> None:
-        """What failed once is not tried again, and is named in the report."""
-        for name in names:
-            self.failed.add(name)
-            self.notes.append(f"removals from {name} failed the check and were put back")
 
     def _draw(self, purpose: str, count: int) -> dict[str, Array]:
         """Inputs of `count` random training examples."""
-        chosen = self.rng[purpose].permutation(len(self.problem.train))[:count]
+        rng = stream(self.problem.config.seed, purpose, self.stage.snapshot.step)
+        chosen = rng.permutation(len(self.problem.train))[:count]
         return inputs_of(self.problem.train.batch(np.sort(chosen)))
 
     # --- judging ---------------------------------------------------------------------------------
@@ -341,60 +392,25 @@ class Loop:
             batch_size=problem.batch_size,
             static=problem.static_batch,
         )
-        parameters = cost.parameters(self.stage.model)
         self.emit(
             Evaluated(
                 step=self.stage.snapshot.step,
                 epoch=epoch,
                 split="validation",
                 metrics=found,
-                parameters=parameters,
+                parameters=cost.parameters(self.stage.model),
             )
         )
-        self._remember(main_metric(found), found["loss"])
-
-    def _remember(self, metric: tuple[str, float], loss: float) -> None:
-        mark = _Mark(
-            stage=self.stage,
-            metric=metric[1],
-            loss=loss,
-            exact=self.exact,
-            bounded=self.bounded,
-            predicted=self._predicted(),
+        name, metric = main_metric(found)
+        mark = Mark(
+            stage=replace(self.stage, snapshot=needed(self.stage.snapshot)),
+            metric=metric,
+            loss=found["loss"],
+            exact=self.tally.exact,
+            bounded=self.tally.bounded,
+            predicted=self.round.session.evaluate(self.witnesses)[problem.objective.prediction],
         )
-        self.metric_name = metric[0]
-        if not math.isfinite(loss):
-            return
-        if self.best is None or mark.beats(self.best, metric[0]):
-            self.best, self.stale = mark, 0
-        else:
-            self.stale += 1
-        self.last = mark
-        if not self._fell(mark):
-            self.good = mark
+        self.tally = self.tally.judged(name, mark, problem.config.max_drop)
 
-    def _predicted(self) -> Array | None:
-        """What the session predicts for the witnesses."""
-        if self.round is None:
-            return None
-        return self.round.session.evaluate(self.witnesses)[self.problem.objective.prediction]
-
-    def _fell(self, mark: _Mark | None) -> bool:
-        """Whether the metric of `mark` fell by more than the user allows."""
-        drop = self.problem.config.max_drop
-        if drop is None or mark is None or self.baseline is None:
-            return False
-        return better(self.metric_name, mark.metric, self.baseline) < -drop
-
-    def _is_finished(self, epoch: int) -> bool:
-        patience = self.problem.config.patience
-        if patience is None or self.stale < patience or epoch == self.problem.config.epochs:
-            return False
-        self.notes.append(f"no improvement for {patience} epochs, stopped after epoch {epoch}")
-        return True
-
-
-def _smoothed(old: float, new: float, step: int) -> float:
-    """Exponential mean whose window grows with the first steps."""
-    keep = min(_SMOOTHING, (step + 1) / (step + 10))
-    return keep * old + (1 - keep) * new
+    def _fell(self, mark: Mark | None) -> bool:
+        return self.tally.fell(mark, self.problem.config.max_drop)

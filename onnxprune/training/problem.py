@@ -80,9 +80,13 @@ class Problem:
         return None if self.validation is None else ("validation", self.validation)
 
 
-def stream(seed: int, name: str) -> np.random.Generator:
-    """The generator of one concern; concerns never draw from each other's."""
-    return np.random.default_rng([seed, _STREAMS.index(name)])
+def stream(seed: int, name: str, *position: int) -> np.random.Generator:
+    """The generator of one concern, at one position of the run: an epoch, a step.
+
+    Concerns never draw from each other's, and no draw depends on earlier ones, so that a run can
+    go on anywhere.
+    """
+    return np.random.default_rng([seed, _STREAMS.index(name), *position])
 
 
 def pose(

@@ -38,16 +38,32 @@ from onnxprune.updates import rules
 from onnxprune.updates.accumulation import Accumulation, build_accumulation
 from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
 
-__all__ = ["Round", "as_stored", "averaged", "begin", "opened", "own_array", "written"]
+__all__ = ["Round", "as_stored", "averaged", "begin", "needed", "opened", "own_array", "written"]
+
+# Operators whose values follow from a sequence that begins anew in every session.
+_DRAWING = frozenset(
+    {
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+        *("Bernoulli", "Multinomial", "Dropout", "BiasDropout"),
+        *("BitmaskDropout", "BitmaskBiasDropout"),
+    }
+)
 
 
 class Round:
-    """A session, and what reads its statistics."""
+    """A session, and what reads its statistics.
 
-    def __init__(self, session: Session, collector: Collector, untrained: tuple[str, ...]) -> None:
+    Attributes:
+        draws: whether any of its graphs draws random numbers.
+    """
+
+    def __init__(
+        self, session: Session, collector: Collector, untrained: tuple[str, ...], *, draws: bool
+    ) -> None:
         self.session = session
         self.collector = collector
         self.untrained = untrained
+        self.draws = draws
 
 
 def opened(
@@ -94,17 +110,23 @@ def opened(
         observed, hits = with_top_k(graph, layers, influence, counted=counted)
         collector = collector.joined(products).joined(hits)
     update = update_graph(problem.config, plain, snapshot, influence)
+    evaluation = evaluation_copy(model, [problem.objective.prediction])
     session = Session(
         plain=plain,
         update=update,
         snapshot=snapshot,
         observed=observed,
-        evaluation=evaluation_copy(model, [problem.objective.prediction]),
+        evaluation=evaluation,
         accumulation=_accumulation(update, snapshot) if update.sums else None,
         pass_size=problem.batch_size,
         device=problem.device,
     )
-    return Round(session, collector, plain.untrained)
+    draws = any(map(_draws, (plain.model, update.model, evaluation)))
+    return Round(session, collector, plain.untrained, draws=draws)
+
+
+def _draws(model: ir.Model) -> bool:
+    return any(node.op_type in _DRAWING for graph in model.graphs() for node in graph)
 
 
 def training_copy(problem: Problem, model: ir.Model, step: int) -> TrainingCopy:
@@ -209,6 +231,12 @@ def averaged(snapshot: Snapshot) -> Snapshot:
         parameters={n: averages.get(n, array) for n, array in snapshot.parameters.items()},
         state={n: averages.get(n, array) for n, array in snapshot.state.items()},
     )
+
+
+def needed(snapshot: Snapshot) -> Snapshot:
+    """What `averaged` and `written` read of `snapshot`: no moments but the averages."""
+    averages = {slot: each for slot, each in snapshot.moments.items() if slot == AVERAGE}
+    return replace(snapshot, moments=averages)
 
 
 def written(model: ir.Model, snapshot: Snapshot) -> ir.Model:

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,35 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Source
-from onnxprune.errors import InvariantError, ModelError, NonFiniteLossError
+from onnxprune.errors import ConfigError, InvariantError, ModelError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
 from onnxprune.methods import METHODS
 from onnxprune.model import constants, external_files, load, save
-from onnxprune.reports import Event, Finished, Report, RunDirectory, Size, Started
+from onnxprune.reports import (
+    Event,
+    Finished,
+    Report,
+    Resumed,
+    RunDirectory,
+    Size,
+    Started,
+    read_records,
+)
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner, check_runtime
 from onnxprune.runtime.single import is_single, saturates
 from onnxprune.runtime.verify import TOLERANCE, agreement, compare, tolerance_of
+from onnxprune.training.checkpoint import Checkpoint
 from onnxprune.training.config import RunConfig, output_path
+from onnxprune.training.encoding import encode
 from onnxprune.training.evaluation import model_metrics
+from onnxprune.training.keeper import Keeper, newest
 from onnxprune.training.loop import Loop, Outcome
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, pose
 from onnxprune.training.pruning import Stage, inputs_of, removable, size
+from onnxprune.training.resuming import Request, check_same, describe, reopened
 from onnxprune.training.rounds import begin
 
 __all__ = ["train"]
@@ -43,11 +57,12 @@ _FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the s
 
 
 def train(
-    model: str | os.PathLike[str],
-    data: Source,
+    model: str | os.PathLike[str] | None = None,
+    data: Source | None = None,
     *,
     validation: Source | None = None,
     output: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     on_event: OnEvent | None = None,
     **options: Any,
 ) -> tuple[ir.Model, Report]:
@@ -58,6 +73,10 @@ def train(
         data: path of an .npz file, name of an embedded data set, (x, y), or arrays by name.
         validation: the same; by default a part of the training data is put aside.
         output: where the result goes; <stem>.pruned.onnx in the current folder by default.
+        resume: folder of a run that was killed, interrupted, or is to get more epochs. It goes on
+            from its last checkpoint and, with the same threads, ends with the same bits as if
+            nothing had happened. Everything else is then taken from there, where it is not given;
+            only arrays must be given again.
         on_event: called with every event of the run (`onnxprune.reports`).
         options: fields of `RunConfig`.
 
@@ -70,24 +89,68 @@ def train(
             model in it when the result itself could not be written.
     """
     started = time.perf_counter()
-    config = RunConfig(**options)
+    request = _request(
+        model, data, validation=validation, output=output, resume=resume, options=options
+    )
     check_runtime(training=True)
-    protected = [item for item in (data, validation) if isinstance(item, str | os.PathLike)]
-    target = output_path(model, output, protected=protected)
-    problem = pose(model, data, validation=validation, config=config)
+    sources = (request.data, request.validation)
+    protected = [item for item in sources if isinstance(item, str | os.PathLike)]
+    target = output_path(request.model, request.output, protected=protected)
+    problem = pose(
+        request.model, request.data, validation=request.validation, config=request.config
+    )
     stage = _first_stage(problem)
-    method = METHODS[config.method]
-    loop = Loop(problem, None if method is None else method(), stage, lambda event: emit(event))
-    directory = _directory(config, model)
+    checkpoint = None
+    if request.directory is not None:
+        check_same(request, problem)
+        checkpoint = newest(request.directory, stage, request.config)
+    method = METHODS[request.config.method]
+    loop = Loop(
+        problem,
+        None if method is None else method(),
+        stage,
+        lambda event: emit(event),
+        resumed=checkpoint,
+    )
+    encode(loop.state)  # before hours of training: a checkpoint must be able to hold it
+    directory = _directory(request, problem, loop, target, checkpoint)
     emit = _emitter(directory, on_event)
-    emit(_started(model, stage, config))
+    if checkpoint is None:
+        emit(_started(request.model, stage, request.config))
+    elif on_event is not None:
+        on_event(Resumed(step=checkpoint.step, steps=loop.steps, run_directory=directory.path))
     outcome = _trained(loop, problem, stage, directory)
     result = outcome.stage.result()
     _save(result, target, directory)
     _check_file(problem, result, target, outcome)
-    report = _report(problem, model, target, stage, outcome, result, directory, started)
+    notes = (
+        *(*problem.notes, *request.notes, *_judged_note(problem)),
+        *(*_type_notes(problem, outcome), *outcome.notes),
+    )
+    report = _report(problem, request.model, target, stage, outcome, result, directory, notes)
+    before = 0.0 if checkpoint is None else checkpoint.seconds
+    report = replace(report, seconds=before + time.perf_counter() - started)
     emit(Finished(report=report.to_dict()))
     return result, report
+
+
+def _request(
+    model: str | os.PathLike[str] | None,
+    data: Source | None,
+    *,
+    validation: Source | None,
+    output: str | os.PathLike[str] | None,
+    resume: str | os.PathLike[str] | None,
+    options: Mapping[str, Any],
+) -> Request:
+    if resume is not None:
+        return reopened(
+            resume, model=model, data=data, validation=validation, output=output, options=options
+        )
+    config = RunConfig(**options)
+    if model is None or data is None:
+        raise ConfigError("nothing to train: give a model and data, or resume a run")
+    return Request(model=model, data=data, validation=validation, output=output, config=config)
 
 
 def _first_stage(problem: Problem) -> Stage:
@@ -100,12 +163,28 @@ def _first_stage(problem: Problem) -> Stage:
     return Stage(model=problem.model, analysis=analysis, snapshot=snapshot)
 
 
-def _directory(config: RunConfig, model: str | os.PathLike[str]) -> RunDirectory:
-    if config.run_directory is not None:
-        directory = RunDirectory.open(config.run_directory)
-    else:
-        directory = RunDirectory.create("runs", Path(model).stem)
-    directory.write_config(config.to_dict())
+def _directory(
+    request: Request, problem: Problem, loop: Loop, target: Path, checkpoint: Checkpoint | None
+) -> RunDirectory:
+    """The folder of the run: a new one, or that of the run that goes on, without what came later.
+
+    Raises:
+        ConfigError: nothing is left to do there.
+    """
+    config, directory = request.config, request.directory
+    if directory is None:
+        if config.run_directory is not None:
+            directory = RunDirectory.open(config.run_directory)
+        else:
+            directory = RunDirectory.create("runs", Path(request.model).stem)
+    elif loop.is_over and any(isinstance(e, Finished) for e in read_records(directory.path)):
+        raise ConfigError(
+            f"--resume {directory.path}: the run is finished after {loop.tally.epochs} epochs; "
+            "give more --epochs to train on",
+            path=directory.path,
+        )
+    directory.truncate(0 if checkpoint is None else checkpoint.records)
+    directory.write_config(config.to_dict(), describe(request, problem, target))
     return directory
 
 
@@ -148,12 +227,12 @@ def _started(path: str | os.PathLike[str], stage: Stage, config: RunConfig) -> S
 def _trained(loop: Loop, problem: Problem, stage: Stage, directory: RunDirectory) -> Outcome:
     """Run the loop; when the loss breaks, the last evaluated model is kept in the run directory."""
     baseline = None
-    if problem.validation is not None:
+    if problem.validation is not None and loop.tally.baseline is None:
         baseline = _metrics(problem, stage.model, problem.validation)
     try:
-        return loop.run(baseline)
+        return loop.run(baseline, Keeper(directory, stage, problem.config, loop.epoch_steps))
     except NonFiniteLossError as error:
-        mark = loop.best or loop.last
+        mark = loop.tally.best or loop.tally.last
         if mark is None:
             raise
         kept = directory.path / "last.onnx"
@@ -207,7 +286,7 @@ def _report(
     outcome: Outcome,
     result: ir.Model,
     directory: RunDirectory,
-    started: float,
+    notes: tuple[str, ...],
 ) -> Report:
     models = (problem.model, result)
     times = latencies(models, _some_inputs(problem), device=problem.device)
@@ -237,17 +316,12 @@ def _report(
         exact=outcome.exact,
         bounded=outcome.bounded,
         steps=outcome.steps,
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         training_seconds=outcome.seconds,
         target=problem.config.target,
         achieved=achieved,
         reached=reached,
-        notes=(
-            *problem.notes,
-            *_judged_note(problem),
-            *_type_notes(problem, outcome),
-            *outcome.notes,
-        ),
+        notes=notes,
         run_directory=os.fspath(directory.path),
     )
 

@@ -106,8 +106,14 @@ def test_folders_are_numbered(tmp_path: Path) -> None:
 def test_a_given_folder_must_be_free(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path / "a" / "b")
     assert RunDirectory.open(run.path) == run
-    run.write_config({"seed": 0, "mean": (0.5,)})
+    run.write_config({"seed": 0, "mean": (0.5,)}, {"model": "m.onnx"})
     assert json.loads((run.path / "config.json").read_text()) == {"seed": 0, "mean": [0.5]}
+    assert run.read_config() == ({"seed": 0, "mean": [0.5]}, {"model": "m.onnx"})
+    with pytest.raises(ConfigError, match="holds a run; continue it with --resume"):
+        RunDirectory.open(run.path)
+    (run.path / "run.json").unlink()
+    assert RunDirectory.open(run.path) == run  # it died before it began
+    (run.path / "notes.txt").touch()
     with pytest.raises(ConfigError, match="not empty; choose another"):
         RunDirectory.open(run.path)
     with pytest.raises(ConfigError, match="cannot be made"):

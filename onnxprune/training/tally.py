@@ -1,0 +1,120 @@
+"""What a run remembers about itself: losses, counts, and the evaluated stages it may return.
+
+A `Tally` is replaced, never changed, so that a checkpoint can hold one while the run goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from onnxprune.base import Array
+from onnxprune.reports import Pruned
+from onnxprune.training.evaluation import better, main_metric
+from onnxprune.training.pruning import Stage
+
+__all__ = ["Mark", "Tally"]
+
+_SMOOTHING = 0.98  # of the loss, per step
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Mark:
+    """A stage that was evaluated: candidates for what the run returns.
+
+    Attributes:
+        stage: the stage, with what `Stage.current` needs of its snapshot.
+        metric, loss: on the validation data.
+        exact, bounded: units removed before.
+        predicted: what the session predicts for the witnesses then.
+    """
+
+    stage: Stage
+    metric: float
+    loss: float
+    exact: int = 0
+    bounded: int = 0
+    predicted: Array | None = None
+
+    def beats(self, other: Mark, metric: str) -> bool:
+        """Whether it is better: by the metric, and by the loss where that says nothing."""
+        ahead = better(metric, self.metric, other.metric)
+        return ahead > 0 or (ahead == 0 and self.loss < other.loss)
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Tally:
+    """Where a run stands.
+
+    Attributes:
+        epochs: passes over the data that are complete and evaluated.
+        loss: of the training, smoothed; NaN before the first step.
+        exact, bounded: units removed.
+        stale: evaluations since the best one.
+        metric: name of the one that decides; empty before the first evaluation.
+        baseline: that metric of the model given; None without validation data.
+        best: since the last removal.
+        good: the last one whose metric had not fallen too far.
+        last: the last one.
+        failed: groups whose removal failed verification; not tried again.
+        notes: what the report should say.
+    """
+
+    epochs: int = 0
+    loss: float = math.nan
+    exact: int = 0
+    bounded: int = 0
+    stale: int = 0
+    metric: str = ""
+    baseline: float | None = None
+    best: Mark | None = None
+    good: Mark | None = None
+    last: Mark | None = None
+    failed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def started(self, found: Mapping[str, float], stage: Stage) -> Tally:
+        """With the metrics of the model given."""
+        name, value = main_metric(found)
+        mark = Mark(stage=stage, metric=value, loss=found["loss"])
+        return replace(self, metric=name, baseline=value, good=mark)
+
+    def stepped(self, loss: float, step: int) -> Tally:
+        """After step `step`, from 0: an exponential mean whose window grows with the first."""
+        keep = min(_SMOOTHING, (step + 1) / (step + 10))
+        smooth = loss if math.isnan(self.loss) else keep * self.loss + (1 - keep) * loss
+        return replace(self, loss=smooth)
+
+    def checked(self, record: Pruned) -> Tally:
+        """After a removal that may have been put back in part."""
+        names = tuple(name for name in record.rolled_back if name not in self.failed)
+        notes = tuple(f"removals from {name} failed the check and were put back" for name in names)
+        return replace(self, failed=self.failed + names, notes=self.notes + notes)
+
+    def pruned(self, record: Pruned) -> Tally:
+        """After a removal that changed the model: what was best before is another model."""
+        exact, bounded = self.exact + record.exact, self.bounded + record.bounded
+        return replace(self, exact=exact, bounded=bounded, best=None, stale=0)
+
+    def judged(self, name: str, mark: Mark, max_drop: float | None) -> Tally:
+        """After an evaluation; `name` is the metric's."""
+        now = replace(self, metric=name)
+        if not math.isfinite(mark.loss):
+            return now
+        if now.best is None or mark.beats(now.best, name):
+            now = replace(now, best=mark, stale=0)
+        else:
+            now = replace(now, stale=now.stale + 1)
+        good = now.good if now.fell(mark, max_drop) else mark
+        return replace(now, last=mark, good=good)
+
+    def fell(self, mark: Mark | None, max_drop: float | None) -> bool:
+        """Whether the metric of `mark` fell by more than the user allows."""
+        if max_drop is None or mark is None or self.baseline is None:
+            return False
+        return better(self.metric, mark.metric, self.baseline) < -max_drop
+
+    def noted(self, note: str) -> Tally:
+        """With one more thing for the report to say."""
+        return replace(self, notes=(*self.notes, note))
