@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -10,10 +12,18 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Group, Index, Mask
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constants, tensor_of
-from onnxprune.ops.registry import MACS, Sizes
+from onnxprune.model import constants, model_input, tensor_of
+from onnxprune.ops.registry import MACS, Sizes, View
 
-__all__ = ["ceiling", "kept_indices", "macs", "parameters", "sizes_after", "unit_parameters"]
+__all__ = [
+    "Remaining",
+    "ceiling",
+    "kept_indices",
+    "macs",
+    "parameters",
+    "sizes_after",
+    "unit_parameters",
+]
 
 
 def parameters(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> int:
@@ -24,10 +34,14 @@ def parameters(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> in
         shapes: other sizes than the file's, to count what would be left.
     """
     return sum(
-        int(np.prod([size or 1 for size in _shape(name, value, shapes)], dtype=np.int64))
+        _count(_shape(name, value, shapes))
         for name, value in constants(model).items()
         if is_weight(value)
     )
+
+
+def _count(sizes: Sizes) -> int:
+    return math.prod(size or 1 for size in sizes)
 
 
 def is_weight(value: ir.Value) -> bool:
@@ -54,21 +68,98 @@ def _own_shape(value: ir.Value) -> tuple[int, ...]:
 def macs(model: ir.Model, analysis: Analysis, shapes: Mapping[str, Sizes] | None = None) -> int:
     """Multiply-accumulates of one example; dynamic sizes count as 1.
 
+    An example is one index of the first axis of the inputs (`_batch`), so that the batch size a
+    model was exported with, or that the user gives, does not count.
+
     Args:
         model: the graph.
         analysis: its static shapes.
         shapes: other sizes, to count what would be left.
     """
-    total = 0
-    for view in views(model, shapes or analysis.shapes, analysis.known):
+    sizes = shapes or analysis.shapes
+    counted = _counted(model, sizes, analysis)
+    return sum(rule(view) for view, rule, _ in counted) // _batch(model, sizes)
+
+
+def _counted(
+    model: ir.Model, shapes: Mapping[str, Sizes], analysis: Analysis
+) -> Iterator[tuple[View, Callable[[View], int], set[str]]]:
+    """The nodes that multiply, each with its rule and the values around it."""
+    for view in views(model, shapes, analysis.known):
         if view.node.graph is not model.graph:
             continue  # the node that runs the body counts what is in it
         rule = MACS.find(view.node, view.opset)
         values = (*view.node.inputs, *view.node.outputs)
         names = {value.name for value in values if value is not None and value.name}
         if rule is not None and names <= view.shapes.keys():
-            total += rule(view)
-    return total
+            yield view, rule, names
+
+
+def _batch(model: ir.Model, shapes: Mapping[str, Sizes]) -> int:
+    """Examples that static sizes stand for: the first size that an input and an output share."""
+    firsts = [shapes.get(value.name or "", ())[:1] for value in model.graph.outputs]
+    for value in model_input(model):
+        sizes = shapes.get(value.name or "", ())
+        if len(sizes) > 1 and sizes[0] and sizes[:1] in firsts:
+            return sizes[0]
+    return 1
+
+
+class Remaining:
+    """Parameters or MACs that remain under masks, for those who ask many times.
+
+    A question costs as much as what the masks change: sizes follow from the number of units that
+    go, and only nodes or weights with other sizes are counted again.
+
+    Args:
+        model: the graph; not changed.
+        analysis: of this very graph.
+        kind: "params" or "macs".
+    """
+
+    def __init__(self, model: ir.Model, analysis: Analysis, kind: str) -> None:
+        self._groups = {group.name: group for group in analysis.groups}
+        self._shapes = dict(analysis.shapes)  # changed while a question is answered
+        self._parts: list[Callable[[], int]] = []
+        self._around: dict[str, list[int]] = {}
+        self._divisor = 1
+        if kind == "macs":
+            self._divisor = _batch(model, analysis.shapes)
+            for view, rule, names in _counted(model, self._shapes, analysis):
+                self._add(partial(rule, view), names)
+        else:
+            for name, value in constants(model).items():
+                if is_weight(value):
+                    self._add(partial(self._elements, name, value), {name})
+        self._before = [part() for part in self._parts]
+
+    def _add(self, part: Callable[[], int], names: Iterable[str]) -> None:
+        for name in names:
+            self._around.setdefault(name, []).append(len(self._parts))
+        self._parts.append(part)
+
+    def _elements(self, name: str, value: ir.Value) -> int:
+        return _count(_shape(name, value, self._shapes))
+
+    def __call__(self, keep: Mapping[str, Mask]) -> int:
+        """What remains.
+
+        Args:
+            keep: (U,) bool per group name; absent groups keep everything.
+        """
+        old: dict[str, Sizes] = {}
+        for name, mask in keep.items():
+            gone = len(mask) - int(np.count_nonzero(mask))
+            for member in self._groups[name].members if gone and name in self._groups else ():
+                value, position = member.axis.value, member.axis.position
+                sizes = list(self._shapes[value])
+                old.setdefault(value, self._shapes[value])
+                sizes[position] = (sizes[position] or 0) - gone * member.index.shape[1]
+                self._shapes[value] = tuple(sizes)
+        changed = {number for name in old for number in self._around.get(name, ())}
+        total = sum(self._before) + sum(self._parts[n]() - self._before[n] for n in changed)
+        self._shapes.update(old)
+        return total // self._divisor
 
 
 def kept_indices(
@@ -120,8 +211,7 @@ def unit_parameters(model: ir.Model, analysis: Analysis) -> dict[str, float]:
 
 
 def _per_index(sizes: Sizes, position: int) -> int:
-    rest = [size or 1 for place, size in enumerate(sizes) if place != position]
-    return int(np.prod(rest, dtype=np.int64))
+    return _count((*sizes[:position], *sizes[position + 1 :]))
 
 
 def ceiling(model: ir.Model, analysis: Analysis) -> tuple[int, int]:

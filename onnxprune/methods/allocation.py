@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from onnxprune.base import Floats, Group, Mask
+from onnxprune.base import Floats, Group, Index, Mask
 from onnxprune.errors import ConfigError
 
 __all__ = ["ALLOCATIONS", "Allocated", "Cost", "allocate"]
@@ -97,10 +97,11 @@ def allocate(
     if round_to < 1:
         raise ConfigError(f"--round-to {round_to}: expected at least 1")
     scored = [group for group in groups if group.name in scores]
-    order = _order(scored, scores, allocation)
+    order = np.array(_order(scored, scores, allocation), np.int64)
+    best = {group.name: np.argsort(-scores[group.name], kind="stable") for group in scored}
 
     def masks(counts: Sequence[int]) -> dict[str, Mask]:
-        return _masks(scored, scores, counts)
+        return _masks(scored, best, counts)
 
     def kept(removals: int) -> list[int]:
         gone = np.bincount(order[:removals], minlength=len(scored))
@@ -119,7 +120,7 @@ def allocate(
             low = middle + 1
     counts = kept(high)
     if least <= budget:
-        counts = _given_back(counts, order[:high], scored, budget, cost, masks, round_to)
+        counts = _given_back(counts, order[:high].tolist(), scored, budget, cost, masks, round_to)
     keep = masks(counts)
     return Allocated(keep=keep, size=cost(keep), least=least)
 
@@ -150,14 +151,20 @@ def _rounded(size: int, count: int, round_to: int) -> int:
 
 
 def _masks(
-    groups: Sequence[Group], scores: Mapping[str, Floats], counts: Sequence[int]
+    groups: Sequence[Group], best: Mapping[str, Index], counts: Sequence[int]
 ) -> dict[str, Mask]:
-    """The most important units of each group; of equal ones the first."""
+    """The most important units of each group; of equal ones the first.
+
+    Args:
+        groups: whose units are counted.
+        best: (U,) units per group name, the most important first.
+        counts: how many units each group keeps.
+    """
     keep: dict[str, Mask] = {}
     for group, count in zip(groups, counts, strict=True):
         if count < group.size:
             mask = np.zeros(group.size, np.bool_)
-            mask[np.argsort(-scores[group.name], kind="stable")[:count]] = True
+            mask[best[group.name][:count]] = True
             keep[group.name] = mask
     return keep
 

@@ -155,14 +155,16 @@ def apoptosis(
         options = list(_options(state, moment))
         deadline = int(until * moment.steps)
         early = moment.step <= deadline
-        reached = moment.limit is not None and _size(moment, {}) <= moment.limit.final
+        kind = "params" if moment.limit is None else moment.limit.kind
+        remaining = cost.Remaining(moment.model, moment.analysis, kind)
+        reached = moment.limit is not None and remaining({}) <= moment.limit.final
         removed = _exact(options)
         if early and not reached and not risen:
             cheap = _within_budget(options, removed, adapted.epsilon, most)
-            removed = cheap if _leaves_enough(moment, options, cheap) else removed
+            removed = cheap if _leaves_enough(options, cheap, moment, remaining) else removed
         if moment.limit is not None and not reached:
             allowance = moment.limit.now if moment.step < deadline else moment.limit.final
-            removed = _to_limit(options, removed, moment, allowance)
+            removed = _to_limit(options, removed, moment, remaining, allowance)
         inexact = any(
             np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True)
         )
@@ -298,14 +300,19 @@ def _within_budget(
 
 
 def _to_limit(
-    options: list[_Options], removed: list[Mask], moment: Moment, allowance: int
+    options: list[_Options],
+    removed: list[Mask],
+    moment: Moment,
+    remaining: cost.Remaining,
+    allowance: int,
 ) -> list[Mask]:
     """The cheapest units over all groups, by squared error per parameter, until few enough remain.
 
     Args:
         options: of every group.
         removed: what goes anyway.
-        moment: whose limit says what is counted.
+        moment: the model and its groups.
+        remaining: what counts the limit's parameters or MACs.
         allowance: how many parameters or MACs may remain.
     """
     weights = cost.unit_parameters(moment.model, moment.analysis)
@@ -319,7 +326,7 @@ def _to_limit(
     while low < high:  # the fewest units that reach the limit
         middle = (low + high) // 2
         trial = _with_first(options, removed, ranked[:middle])
-        if _size(moment, _masks(options, trial)) <= allowance:
+        if remaining(_masks(options, trial)) <= allowance:
             high = middle
         else:
             low = middle + 1
@@ -342,22 +349,13 @@ def _masks(options: list[_Options], removed: list[Mask]) -> dict[str, Mask]:
     return {o.group.name: ~gone for o, gone in zip(options, removed, strict=True)}
 
 
-def _size(moment: Moment, keep: Mapping[str, Mask]) -> int:
-    """Parameters or MACs that remain under `keep`."""
-    analysis = moment.analysis
-    kept = cost.kept_indices(analysis.groups, keep, analysis.shapes)
-    shapes = cost.sizes_after(analysis.shapes, kept)
-    limit = moment.limit
-    if limit is not None and limit.kind == "macs":
-        return cost.macs(moment.model, analysis, shapes)
-    return cost.parameters(moment.model, shapes)
-
-
-def _leaves_enough(moment: Moment, options: list[_Options], removed: list[Mask]) -> bool:
+def _leaves_enough(
+    options: list[_Options], removed: list[Mask], moment: Moment, remaining: cost.Remaining
+) -> bool:
     """Whether a removal that nothing but its low cost asks for stays above the target."""
     if moment.limit is None:
         return True
-    return _size(moment, _masks(options, removed)) >= moment.limit.final
+    return remaining(_masks(options, removed)) >= moment.limit.final
 
 
 def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:

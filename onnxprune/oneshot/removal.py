@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Floats, Mask, Observations, Plan
+from onnxprune.base import Floats, Observations, Plan
 from onnxprune.errors import ConfigError, MethodError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.shapes import with_input_shapes
 from onnxprune.graph.weights import weights
-from onnxprune.methods.allocation import Allocated, allocate
+from onnxprune.methods.allocation import allocate
 from onnxprune.methods.importance import importance
 from onnxprune.methods.lossless import REQUIRES, Findings, lossless, means, observed_axes
 from onnxprune.oneshot.config import PruneConfig
@@ -61,6 +61,8 @@ class Removal:
 
     Attributes:
         model: after it.
+        analysis: of that model, without regard to the groups that the user keeps; None where it is
+            the model before.
         rounds: what was kept, for a recipe.
         events: one per round.
         removed, exact: units that went, and how many of them changed nothing.
@@ -69,6 +71,7 @@ class Removal:
     """
 
     model: ir.Model
+    analysis: Analysis | None = None
     rounds: tuple[Round, ...] = ()
     events: tuple[Pruned, ...] = ()
     removed: int = 0
@@ -79,9 +82,10 @@ class Removal:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _Step:
-    """One verified round: the graph after it, what was done, and what to say about it."""
+    """One verified round: the graph after it with its analysis, what was done, and how it went."""
 
     model: ir.Model
+    analysis: Analysis
     plan: Plan
     round: Round
     event: Pruned | None
@@ -122,16 +126,25 @@ def to_target(model: ir.Model, analysis: Analysis, job: Job) -> Removal:
     scores, notes = _scores(model, analysis, job)
     seen = _seen_at_consumers(model, analysis, job)
     failed: set[str] = set()
-    limit = budget = _limit(model, analysis, job)
+    remaining = cost.Remaining(model, analysis, _kind(job))
+    goal = job.config.goal
+    assert goal is not None
+    limit = budget = goal.limit(remaining({}))
     while True:
-        left = {name: score for name, score in scores.items() if name not in failed}
-        allocated = _allocated(model, analysis, job, left, budget)
+        allocated = allocate(
+            analysis.groups,
+            {name: score for name, score in scores.items() if name not in failed},
+            budget,
+            remaining,
+            allocation=job.config.allocation,
+            round_to=job.config.round_to,
+        )
         folds = means(model, analysis, allocated.keep, seen)
         step = _step(model, analysis, Plan(keep=allocated.keep, folds=folds), job)
         put_back = allocated.keep.keys() - step.plan.keep.keys()
         failed |= put_back
         # Biases that took over a mean where there was none are parameters too.
-        excess = _size(step.model, candidates(step.model, job.config), {}, job) - limit
+        excess = _left(step, job) - limit
         if not put_back and (excess <= 0 or allocated.size > budget):
             break
         budget -= 0 if put_back else excess
@@ -183,32 +196,18 @@ def _seen_at_consumers(model: ir.Model, analysis: Analysis, job: Job) -> Observa
     return observe(model, analysis, sorted(axes), REQUIRES, job.examples, device=job.device)
 
 
-def _limit(model: ir.Model, analysis: Analysis, job: Job) -> int:
+def _kind(job: Job) -> str:
+    """What the target counts: "params" or "macs"."""
     goal = job.config.goal
     assert goal is not None
-    return goal.limit(_size(model, analysis, {}, job))
+    return goal.kind
 
 
-def _size(model: ir.Model, analysis: Analysis, keep: Mapping[str, Mask], job: Job) -> int:
-    """Parameters or MACs, whichever the target counts, that remain under `keep`."""
-    kept = cost.kept_indices(analysis.groups, keep, analysis.shapes)
-    after = cost.sizes_after(analysis.shapes, kept)
-    if job.config.goal is not None and job.config.goal.kind == "macs":
-        return cost.macs(model, analysis, after)
-    return cost.parameters(model, after)
-
-
-def _allocated(
-    model: ir.Model, analysis: Analysis, job: Job, scores: Mapping[str, Floats], budget: int
-) -> Allocated:
-    return allocate(
-        analysis.groups,
-        scores,
-        budget,
-        lambda keep: _size(model, analysis, keep, job),
-        allocation=job.config.allocation,
-        round_to=job.config.round_to,
-    )
+def _left(step: _Step, job: Job) -> int:
+    """Parameters or MACs of the model after a step."""
+    if _kind(job) == "macs":
+        return cost.macs(step.model, step.analysis)
+    return cost.parameters(step.model)
 
 
 def without_loss(model: ir.Model, job: Job) -> Removal:
@@ -311,6 +310,7 @@ def _step(model: ir.Model, analysis: Analysis, plan: Plan, job: Job) -> _Step:
         error, tolerance = checked.agreement.error, checked.agreement.allowed
         rolled_back = checked.rolled_back
     after = pruned.model
+    analyzed = candidates(after, _unrestricted(job.config))
     removed = {name: int(np.count_nonzero(~mask)) for name, mask in plan.keep.items()}
     event = Pruned(
         step=0,
@@ -321,11 +321,12 @@ def _step(model: ir.Model, analysis: Analysis, plan: Plan, job: Job) -> _Step:
         tolerance=tolerance,
         rolled_back=rolled_back,
         parameters=cost.parameters(after),
-        macs=cost.macs(after, candidates(after, _unrestricted(job.config))),
+        macs=cost.macs(after, analyzed),
         seconds=time.perf_counter() - started,
     )
     return _Step(
         model=after,
+        analysis=analyzed,
         plan=plan,
         round=record(model, pruned.kept, plan, unnamed=job.unnamed),
         event=event if plan.removed() else None,
@@ -342,6 +343,7 @@ def _removal(steps: Sequence[_Step], start: ir.Model) -> Removal:
     events = [step.event for step in effective if step.event is not None]
     return Removal(
         model=steps[-1].model if steps else start,
+        analysis=steps[-1].analysis if steps else None,
         rounds=tuple(step.round for step in effective),
         events=tuple(events),
         removed=sum(event.exact + event.bounded for event in events),

@@ -192,7 +192,7 @@ def _removed(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Jo
 
 
 def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> _Result:
-    after = candidates(removal.model, replace(job.config, keep=None, only=None))
+    after = analysis if removal.analysis is None else removal.analysis
     difference = None
     if job.device is not None:
         difference = differences(

@@ -201,18 +201,19 @@ def keep_scale(view: View, before: int, after: int) -> None:
 
 @macs("Attention")
 def attention_macs(view: View) -> int:
-    """Query heads x positions x positions x both head sizes; dynamic sizes counted as 1."""
+    """Batch x query heads x positions x positions x both head sizes; dynamic sizes count as 1."""
     return score_macs(view, _onnx_heads(view), view.input(0), view.input(1))
 
 
 def score_macs(
     view: View, sizes: HeadSizes | None, query: ir.Value | None, key: ir.Value | None
 ) -> int:
-    """Scores and what they weigh: heads x positions x positions x both head sizes."""
+    """Scores and what they weigh: batch x heads x positions x positions x both head sizes."""
     if sizes is None:
         return 0
     positions = [view.shape(value)[-2] or 1 for value in (query, key)]
-    return math.prod(positions) * sizes[KV] * sizes[R] * (sizes[D] + sizes[E])
+    batch = view.shape(query)[0] or 1
+    return batch * math.prod(positions) * sizes[KV] * sizes[R] * (sizes[D] + sizes[E])
 
 
 @couples("RotaryEmbedding")

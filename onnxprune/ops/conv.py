@@ -119,20 +119,21 @@ def regroup(edit: Edit) -> None:
 
 @macs("Conv")
 def conv_macs(view: View) -> int:
-    """Output positions x output channels x (inputs per group x kernel); batch counted as 1."""
+    """Batch x output positions x output channels x (inputs per group x kernel)."""
     return kernel_macs(view, 1)
 
 
 def kernel_macs(view: View, slot: int) -> int:
-    """Output positions x size of the filters at input `slot`."""
+    """Batch x output positions x size of the filters at input `slot`."""
     filters, y = view.shape(view.input(slot)), view.shape(view.output())
-    return _product(filters) * _product(y[2:])
+    return _product(filters) * _product((y[0], *y[2:]))
 
 
 @macs("ConvTranspose")
 def conv_transpose_macs(view: View) -> int:
-    """Input positions x weights; batch counted as 1."""
-    return _product(view.shape(view.input(1))) * _product(view.shape(view.input(0))[2:])
+    """Batch x input positions x weights."""
+    filters, x = view.shape(view.input(1)), view.shape(view.input(0))
+    return _product(filters) * _product((x[0], *x[2:]))
 
 
 def _product(sizes: tuple[int | None, ...]) -> int:

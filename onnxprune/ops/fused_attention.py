@@ -109,7 +109,7 @@ def resize_packed_attention(edit: Edit) -> None:
 def packed_attention_macs(view: View) -> int:
     """The projections, and what Attention does."""
     x, w = view.shape(view.input(0)), view.shape(view.input(1))
-    projected = (x[1] or 1) * math.prod(size or 1 for size in w)
+    projected = math.prod(size or 1 for size in (*x[:2], *w))
     return projected + score_macs(view, _packed(view), view.input(0), view.input(0))
 
 

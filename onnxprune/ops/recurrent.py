@@ -95,11 +95,13 @@ def resize_hidden(edit: Edit) -> None:
 
 @macs("LSTM", "GRU", "RNN")
 def recurrent_macs(view: View) -> int:
-    """Steps x (input weights + recurrent weights); batch counted as 1."""
-    steps = view.shape(view.input(_X))[1 if view.attribute("layout", 0) else 0] or 1
+    """Batch x steps x (input weights + recurrent weights)."""
+    steps, batch = (size or 1 for size in view.shape(view.input(_X))[:2])  # or the other way round
     weights = [view.shape(view.input(slot)) for slot in (_W, _R)]
-    return steps * sum(
-        int(np.prod([size or 1 for size in sizes], dtype=np.int64)) for sizes in weights
+    return (
+        batch
+        * steps
+        * sum(int(np.prod([size or 1 for size in sizes], dtype=np.int64)) for sizes in weights)
     )
 
 

@@ -10,6 +10,7 @@ from strategies import networks, random_plan
 
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
+from onnxprune.graph.shapes import with_input_shapes
 from onnxprune.rewrite.prune import prune
 
 
@@ -40,6 +41,47 @@ def test_the_cost_of_what_is_left_is_the_cost_of_the_pruned_model(network: ir.Mo
     smaller = prune(network, analysis, plan).model
     assert cost.parameters(network, left) == cost.parameters(smaller)
     assert cost.macs(network, analysis, left) == cost.macs(smaller, analyze(smaller))
+
+
+@given(networks())
+def test_remaining_counts_as_the_whole_model_is_counted(network: ir.Model) -> None:
+    analysis = analyze(network)
+    for kind in ("params", "macs"):
+        remaining = cost.Remaining(network, analysis, kind)
+        for seed in range(2):
+            plan = random_plan(network, analysis, seed, exchange=False)
+            kept = cost.kept_indices(analysis.groups, plan.keep, analysis.shapes)
+            left = cost.sizes_after(analysis.shapes, kept)
+            assert remaining(plan.keep) == (
+                cost.parameters(network, left)
+                if kind == "params"
+                else cost.macs(network, analysis, left)
+            )
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize(
+    ("network", "sizes"),
+    [
+        (builders.lenet5(), (1, 28, 28)),
+        (builders.mlp((784, 300, 100, 10)), (784,)),
+        (builders.mlp((784, 300, 100, 10), form="matmul"), (784,)),
+    ],
+    ids=["conv", "gemm", "matmul"],
+)
+def test_macs_are_of_one_example_whatever_the_batch(
+    network: ir.Model, sizes: tuple[int, ...], batch: int
+) -> None:
+    fixed = with_input_shapes(network, {"x": (batch, *sizes)})
+    assert cost.macs(fixed, analyze(fixed)) == cost.macs(network, analyze(network))
+
+
+def test_a_first_size_that_no_output_shares_is_no_batch() -> None:
+    network = model(
+        "(float[4, 3] x) => (float[2, 5] y) <float[2, 4] a, float[3, 5] w> "
+        "{ h = MatMul(a, x) y = MatMul(h, w) }"
+    )
+    assert cost.macs(network, analyze(network)) == 2 * 4 * 3 + 2 * 3 * 5
 
 
 def test_the_cost_of_a_unit_is_all_that_goes_with_it() -> None:
