@@ -41,7 +41,7 @@ from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.recipe import METADATA, Recipe
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
-from onnxprune.runtime.session import Device, Runner, check_runtime
+from onnxprune.runtime.session import Device, Runner, check_runtime, lowered_note
 from onnxprune.runtime.verify import compare
 from onnxprune.storage import write_text
 from onnxprune.training.config import output_path
@@ -171,7 +171,7 @@ def _device(
         hint = "" if examples.data is not None else "; give --data, or --input-shape NAME:SIZES"
         kind = "the data" if examples.data is not None else "made-up inputs"
         raise ModelError(f"the model does not run on {kind}: {error}{hint}") from error
-    return device, ()
+    return device, (lowered_note(model),) if runner.lowered else ()
 
 
 def _unnamed(before: ir.Model, after: ir.Model) -> frozenset[str]:

@@ -133,6 +133,7 @@ class Inspection:
         removable_parameters, removable_macs: that would go with all units but one per group.
         trained: names of the parameters that training moves.
         untrained: (name, why) of the initializers it does not.
+        notes: one sentence each.
     """
 
     groups: tuple[GroupRow, ...]
@@ -143,6 +144,7 @@ class Inspection:
     removable_macs: int | None
     trained: tuple[str, ...] = ()
     untrained: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""

@@ -157,7 +157,7 @@ def _inspection_notes(result: Inspection, reasons: Sequence[str]) -> list[str]:
     notes += [f"  {name}: {why}" for name, why in result.untrained]
     if not result.untrained:
         notes[-1] = f"{len(result.trained)} parameters are trained"
-    return notes
+    return [*notes, *result.notes]
 
 
 def _share(what: str, part: int | None, whole: int | None) -> str:

@@ -26,6 +26,7 @@ from onnxprune.errors import (
     RuntimeUnavailableError,
 )
 from onnxprune.model import opset, serialize
+from onnxprune.older import claiming, spelled_out
 from onnxprune.runtime.single import is_single, to_single
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "check_runtime",
     "engine_failures",
     "first_line",
+    "is_newer",
+    "lowered_note",
     "onnxruntime",
 ]
 
@@ -224,7 +227,7 @@ class Runner:
         inputs, outputs: names, in graph order.
         session: the onnxruntime.InferenceSession itself.
         lowered: whether this runtime is older than the model, so that a copy with opset 21 and
-            IR 10 in its header runs instead.
+            IR 10 in its header runs instead, new operators written out in older ones.
         single: whether the runtime has no kernels for the model's float types, so that a copy in
             float32 runs instead.
 
@@ -291,12 +294,13 @@ def _first_that_opens(model: ir.Model, device: Device, *, optimize: bool) -> tup
     Returns:
         The session, whether its header is older, and whether it is a copy in float32.
     """
-    older = _with_older_header(model)
+    newer = is_newer(model)
+    older = claiming(model, _LAST_OPSET, _LAST_IR) if newer else None
     forms = [(model, False, False), *([] if older is None else [(older, True, False)])]
     if not is_single(model):
         single = (older or model).clone()
         to_single(single)
-        forms.append((single, older is not None, True))
+        forms.append((single, newer, True))
     if any(value.dtype is ir.DataType.BFLOAT16 for value in _ends(model)):
         forms = forms[-1:]  # numpy has no bfloat16, so nothing could go in or come out
     (first, lowered, in_single), *others = forms
@@ -306,7 +310,11 @@ def _first_that_opens(model: ir.Model, device: Device, *, optimize: bool) -> tup
         for form, lowered, in_single in others:
             with contextlib.suppress(ModelError):
                 return _open(form, device, optimize=optimize), lowered, in_single
-        raise
+        plain = spelled_out(model, _LAST_OPSET) if newer else None
+        if plain is None:
+            raise
+        plain = claiming(plain, _LAST_OPSET, _LAST_IR)
+        return _open(plain, device, optimize=optimize), True, False
 
 
 def _ends(model: ir.Model) -> tuple[ir.Value, ...]:
@@ -344,11 +352,15 @@ def call(work: Callable[[], Any], what: str) -> Any:
         raise ModelError(f"{what}: {first_line(error)}") from error
 
 
-def _with_older_header(model: ir.Model) -> ir.Model | None:
-    """A copy that claims an older opset and IR version; None when `model` is not newer."""
-    if opset(model) <= _LAST_OPSET and model.ir_version <= _LAST_IR:
-        return None
-    copy = model.clone()
-    copy.ir_version = min(copy.ir_version, _LAST_IR)
-    copy.graph.opset_imports[""] = min(opset(model), _LAST_OPSET)
-    return copy
+def is_newer(model: ir.Model) -> bool:
+    """Whether `model` is newer than what onnxruntime-training reads."""
+    return opset(model) > _LAST_OPSET or model.ir_version > _LAST_IR
+
+
+def lowered_note(model: ir.Model) -> str:
+    """What to tell the user where a copy of `model` was lowered to be run."""
+    version = onnxruntime().__version__
+    return (
+        f"onnxruntime {version} is older than the model (opset {opset(model)}, IR "
+        f"{model.ir_version}): a copy lowered to opset {_LAST_OPSET} was run in its place"
+    )

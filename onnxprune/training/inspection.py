@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+import onnx_ir as ir
+
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
+from onnxprune.model import opset
 from onnxprune.reports import FrozenRow, GroupRow, Inspection
+from onnxprune.runtime.session import is_newer
 from onnxprune.training.problem import read_model, with_sizes
 
 __all__ = ["inspect"]
@@ -67,4 +71,14 @@ def inspect(
         removable_macs=macs - least[1],
         trained=moved.parameters,
         untrained=moved.others,
+        notes=_notes(graph),
+    )
+
+
+def _notes(graph: ir.Model) -> tuple[str, ...]:
+    if not is_newer(graph):
+        return ()
+    return (
+        f"opset {opset(graph)}, IR {graph.ir_version}: newer than onnxruntime-training reads, so "
+        "that a lowered copy is trained and evaluated; what is written keeps both",
     )

@@ -33,7 +33,7 @@ from onnxprune.reports import (
     read_records,
 )
 from onnxprune.runtime.latency import latencies
-from onnxprune.runtime.session import Runner, check_runtime
+from onnxprune.runtime.session import Runner, check_runtime, is_newer, lowered_note
 from onnxprune.runtime.single import is_single, saturates
 from onnxprune.runtime.verify import TOLERANCE, agreement, compare, tolerance_of
 from onnxprune.training.checkpoint import Checkpoint
@@ -125,6 +125,7 @@ def train(
     _check_file(problem, result, target, outcome)
     notes = (
         *(*problem.notes, *request.notes, *_judged_note(problem)),
+        *((lowered_note(problem.model),) if is_newer(problem.model) else ()),
         *(*_type_notes(problem, outcome), *outcome.notes),
     )
     report = _report(problem, request.model, target, stage, outcome, result, directory, notes)

@@ -22,8 +22,9 @@ from onnxprune.graph.groups import analyze
 from onnxprune.methods.allocation import ALLOCATIONS
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.model import load, save
+from onnxprune.reports import render
 from onnxprune.rewrite.recipe import METADATA
-from onnxprune.runtime.session import Device
+from onnxprune.runtime.session import Device, Runner, lowered_note
 from onnxprune.runtime.verify import compare
 
 Prune = Callable[..., Any]
@@ -292,3 +293,35 @@ def test_models_with_a_static_batch_see_every_example(prune: Prune) -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         onnxprune.PruneConfig(**options)
+
+
+@pytest.mark.ort
+def test_a_model_newer_than_the_runtime_keeps_its_opset_and_the_report_says_so(
+    prune: Prune,
+) -> None:
+    network = model(
+        """(float[N, 4] x) => (float[N, 2] y) <float[4, 8] w, float[8] s, float[8, 2] v> {
+            h = MatMul(x, w) r = RMSNormalization(h, s) a = Swish(r) y = MatMul(a, v) }""",
+        opset=24,
+        ir_version=11,
+    )
+    smaller, report = prune(network, target="params=60%")
+    assert report.reached
+    assert (smaller.graph.opset_imports[""], smaller.ir_version) == (24, 11)
+    assert [node.op_type for node in smaller.graph] == [node.op_type for node in network.graph]
+    if Runner(network).lowered:  # what a newer runtime need not do
+        said = [note for note in report.notes if "is older than the model" in note]
+        assert said == [lowered_note(network)]
+        assert "is older than the model" in " ".join(render(report).split())
+
+
+def test_an_inspection_says_that_a_lowered_copy_is_trained(tmp_path: Path) -> None:
+    network = model("(float[N, 4] x) => (float[N, 2] y) <float[4, 2] w> { y = MatMul(x, w) }")
+    save(network, tmp_path / "old.onnx")
+    network.graph.opset_imports[""] = 25
+    save(network, tmp_path / "new.onnx")
+    assert onnxprune.inspect(tmp_path / "old.onnx").notes == ()
+    found = onnxprune.inspect(tmp_path / "new.onnx")
+    assert len(found.notes) == 1
+    assert "opset 25" in found.notes[0]
+    assert found.notes[0] in render(found)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphs import array, feeds
+from graphs import model as small
 
 from onnxprune.errors import ConfigError, DataError, InvariantError, ModelError
 from onnxprune.runtime import session as runtime
@@ -88,6 +90,29 @@ def test_a_newer_model_runs_with_an_older_header():
     assert runner.run({"x": ones(1, 3), "w": ones(3, 2)})["y"].shape == (1, 2)
     assert (model.graph.opset_imports[""], model.ir_version) == (23, 11)
     assert not Runner(affine()).lowered
+
+
+NEW = """(float[N, S, 12] q, float[N, S, 6] k, float[N, S, 6] v) => (float[N, S, 12] y)
+<float[12] s> {
+    a = Attention<q_num_heads = 4, kv_num_heads = 2>(q, k, v)
+    r = RMSNormalization(a, s)
+    y = Swish(r)
+}"""
+
+
+@pytest.mark.ort
+def test_operators_newer_than_the_runtime_are_written_out():
+    """Against the definition in numpy; newer runtimes have the operators themselves."""
+    model = small(NEW, opset=24, ir_version=11)
+    given = feeds(model)
+    q, k, v = (given[name].reshape(5, 5, -1, 3).transpose(0, 2, 1, 3) for name in "qkv")
+    k, v = k.repeat(2, axis=1), v.repeat(2, axis=1)
+    scores = np.exp(q @ k.swapaxes(2, 3) / np.sqrt(3))
+    a = (scores / scores.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(5, 5, 12)
+    r = a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-5) * array(model, "s")
+    expected = r / (1 + np.exp(-r))
+    np.testing.assert_allclose(Runner(model).run(given)["y"], expected, rtol=1e-4, atol=1e-5)
+    assert {node.op_type for node in model.graph} == {"Attention", "RMSNormalization", "Swish"}
 
 
 @pytest.mark.ort

@@ -148,6 +148,20 @@ def test_a_model_without_units_trains(train: Train) -> None:
     assert not np.allclose(array(result.file, "w"), array(source, "w"))
 
 
+def test_a_model_newer_than_the_runtime_is_trained_lowered_and_the_report_says_so(
+    train: Train,
+) -> None:
+    source = model(
+        """(float[N, 64] x) => (float[N, 10] y) <float[64, 8] w, float[8, 10] v> {
+            h = MatMul(x, w) a = Relu(h) y = MatMul(a, v) }""",
+        opset=24,
+        ir_version=11,
+    )
+    result = train(source, target="params=70%", epochs=2)
+    assert (result.file.graph.opset_imports[""], result.file.ir_version) == (24, 11)
+    assert sum("is older than the model (opset 24, IR 11)" in n for n in result.report.notes) == 1
+
+
 def test_validation_data_that_is_given_is_used_and_no_training_data_put_aside(
     train: Train,
 ) -> None:
