@@ -85,36 +85,33 @@ class _Options:
     group: Group
     fold: Folding
     merge: Merging | None
-    seen_constant: Mask
+    exact: Mask  # (U,) constant on the sample, and in training since the last check
+    merged: Mask  # (U,) whether the better replacement is another unit
+    error: Floats  # (U,) of the better replacement; exact ones have none
+    bound: Floats  # (U,) largest relative change on the sample by the better replacement
 
-    @property
-    def error(self) -> Floats:
-        """(U,) error of the better replacement; exact ones have none."""
-        error = np.where(self.exact, 0.0, np.maximum(self.fold.error, 1e-9))
-        if self.merge is not None:
-            error = np.minimum(error, np.where(self.merge.exact, 0.0, self.merge.error))
-        return error
-
-    @property
-    def bound(self) -> Floats:
-        """(U,) largest relative change on the sample by the better replacement."""
-        bound = np.where(self.exact, 0.0, self.fold.bound)
-        if self.merge is not None:
-            merged = np.array([self.merges(unit) for unit in range(len(bound))], np.bool_)
-            bound = np.where(merged, self.merge.bound, bound)
-        return bound
-
-    @property
-    def exact(self) -> Mask:
-        """(U,) constant on the sample, and in training since the last check."""
-        return self.fold.exact & self.seen_constant
-
-    def merges(self, unit: int) -> bool:
-        """Whether the unit's better replacement is another unit."""
-        if self.merge is None or self.exact[unit]:
-            return False
-        merge = 0.0 if self.merge.exact[unit] else float(self.merge.error[unit])
-        return merge < max(float(self.fold.error[unit]), 1e-9)
+    @classmethod
+    def of(
+        cls, group: Group, fold: Folding, merge: Merging | None, seen_constant: Mask
+    ) -> _Options:
+        """Compare both replacements of every unit."""
+        exact = fold.exact & seen_constant
+        folded = np.maximum(fold.error, 1e-9)
+        error, bound = np.where(exact, 0.0, folded), np.where(exact, 0.0, fold.bound)
+        merged = np.zeros(len(exact), np.bool_)
+        if merge is not None:
+            other = np.where(merge.exact, 0.0, merge.error)
+            merged = ~exact & (other < folded)
+            error, bound = np.minimum(error, other), np.where(merged, merge.bound, bound)
+        return cls(
+            group=group,
+            fold=fold,
+            merge=merge,
+            exact=exact,
+            merged=merged,
+            error=error,
+            bound=bound,
+        )
 
 
 def apoptosis(
@@ -218,7 +215,7 @@ def _options(state: State, moment: Moment) -> Iterator[_Options]:
     for group in groups:
         parts = readers(group, by_key, moment.analysis, seen)
         if parts is not None:
-            yield _Options(
+            yield _Options.of(
                 group=group,
                 fold=foldings(parts, seen),
                 merge=mergings(moment.model, moment.analysis, group, parts, seen),
@@ -264,23 +261,26 @@ def _survivors(option: _Options, gone: Mask) -> set[int]:
     """Units that removed ones are merged into."""
     if option.merge is None:
         return set()
-    return {int(option.merge.survivor[u]) for u in np.flatnonzero(gone) if option.merges(int(u))}
+    return set(option.merge.survivor[gone & option.merged].tolist())
 
 
 def _add(option: _Options, gone: Mask, units: Index) -> Mask:
     """Remove `units` one by one, as far as their replacements are still there."""
     gone = gone.copy()
-    survivors = _survivors(option, gone)
+    survivors, left = _survivors(option, gone), int(np.count_nonzero(~gone))
     for unit in map(int, units):
-        if gone[unit] or unit in survivors or gone.sum() + 1 >= option.group.size:
+        if left <= 1:
+            break
+        if gone[unit] or unit in survivors:
             continue
-        if option.merges(unit):
+        if option.merged[unit]:
             assert option.merge is not None
             survivor = int(option.merge.survivor[unit])
             if gone[survivor] or survivor in survivors:
                 continue
             survivors.add(survivor)
         gone[unit] = True
+        left -= 1
     return gone
 
 
@@ -367,7 +367,7 @@ def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:
     for option, gone in zip(options, removed, strict=True):
         exact[option.group.name] = gone & _is_exact(option)
         for unit in map(int, np.flatnonzero(gone)):
-            if option.merges(unit):
+            if option.merged[unit]:
                 merges.append(_merge(option, unit))
             else:
                 folds.append(_fold(option, unit))

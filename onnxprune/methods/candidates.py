@@ -26,6 +26,7 @@ from onnxprune.ops.trace import Kind, Trace
 __all__ = ["Folding", "Merging", "Reader", "foldings", "mergings", "readers"]
 
 _NOISE = 1e-6  # of a vector's length: rows closer than this are equal up to float32 rounding
+_PAIRS = 1 << 20  # compared at a time: 8 MiB per array
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -180,11 +181,7 @@ def mergings(
     found = trace(model, analysis, group)
     if found is None or len(found.rows) < 2:
         return None
-    distance, scale, offset = _nearest(found)
-    survivor = distance.argmin(axis=1)
-    rows = np.arange(len(distance))
-    nearest = distance[rows, survivor]
-    scale, offset = scale[rows, survivor], offset[rows, survivor]
+    nearest, survivor, scale, offset = _nearest(found)
     typical, largest = _reach(found, seen)
     exact = nearest <= _NOISE * np.maximum(np.linalg.norm(found.rows, axis=1), 1e-30)
     known = exact | (np.isfinite(nearest) & np.isfinite(typical))
@@ -192,8 +189,8 @@ def mergings(
         known &= (offset == 0) | (part.padded == 0)
     inexact = known & ~exact
     nearest = np.where(inexact, nearest, 0.0)
-    error: Floats = np.zeros(len(rows))
-    bound: Floats = np.zeros(len(rows))
+    error: Floats = np.zeros(len(nearest))
+    bound: Floats = np.zeros(len(nearest))
     for part in parts if inexact.any() else ():
         size = np.sqrt(part.power) or 1.0
         strength = np.sqrt((part.strength**2).sum(axis=1)) / size
@@ -231,34 +228,72 @@ def _reach(found: Trace, seen: Observations) -> tuple[float, float]:
     return float(np.sqrt(1 + positions * typical)), float(np.sqrt(largest))
 
 
-def _nearest(found: Trace) -> tuple[Floats, Floats, Floats]:
-    """For every victim j (rows) and survivor i (columns): |u_j - c u_i|, c, offset.
+def _nearest(found: Trace) -> tuple[Floats, Index, Floats, Floats]:
+    """For every victim j the survivor i with the smallest |u_j - c u_i|: distance, i, c, offset.
 
-    The distance carries the activation's Lipschitz constant.
+    All pairs are compared, some victims at a time, so that memory grows with the number of units
+    and not with its square. The distance carries the activation's Lipschitz constant.
+    """
+    count = len(found.rows)
+    square = np.einsum("ud,ud->u", found.rows, found.rows)
+    nearest, survivor = np.empty(count), np.zeros(count, np.int64)
+    scale, offset = np.empty(count), np.empty(count)
+    settled = 4 * count  # pairs that may be compared once more, digit by digit
+    step = max(_PAIRS // count, 1)
+    for start in range(0, count, step):
+        victims = slice(start, start + step)
+        distance, factors, offsets, close = _distances(found, square, victims, settled)
+        settled -= close
+        best = distance.argmin(axis=1)
+        rows = np.arange(len(best))
+        nearest[victims], survivor[victims] = distance[rows, best], best
+        scale[victims], offset[victims] = factors[rows, best], offsets[rows, best]
+    return nearest, survivor, scale, offset
+
+
+def _distances(
+    found: Trace, square: Floats, victims: slice, most: int
+) -> tuple[Floats, Floats, Floats, int]:
+    """|u_j - c u_i|, c and offset for some victims j (rows) and all survivors i (columns).
+
+    Args:
+        found: with rows (U, D).
+        square: (U,) |u_i|^2.
+        victims: which rows.
+        most: how many near-duplicates may be settled by their difference.
+
+    Returns:
+        Three arrays (victims, U), and how many near-duplicates were settled.
     """
     rows = found.rows
-    gram = rows @ rows.T
-    square = np.diag(gram).copy()
-    offset = np.zeros_like(gram)
-    if found.kind <= Kind.HOMOGENEOUS:
-        scale = gram / np.maximum(square, 1e-30)[None, :]
-        if found.kind is Kind.HOMOGENEOUS:
-            scale = np.maximum(scale, 0.0)
-    else:
-        signed = found.kind in (Kind.ODD, Kind.SIGMOID)
-        scale = np.where(gram < 0, -1.0, 1.0) if signed else np.ones_like(gram)
-        if found.kind is Kind.SIGMOID:
-            offset = np.where(scale < 0, 1.0, 0.0)
-    squared = square[:, None] - 2 * scale * gram + scale**2 * square[None, :]
-    distance = np.sqrt(np.maximum(squared, 0.0))
-    np.fill_diagonal(distance, np.inf)
+    gram = rows[victims] @ rows.T
+    own = square[victims]
+    scale, offset = _factors(found.kind, gram, square)
+    squared = own[:, None] - 2 * scale * gram + scale**2 * square[None, :]
+    distance = np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared)
+    distance[np.arange(len(own)), np.arange(victims.start, victims.start + len(own))] = np.inf
     # The subtraction above loses half the digits: settle near-duplicates by the difference itself.
-    close = np.argwhere(distance <= 1e-3 * np.sqrt(square)[:, None])
-    for j, i in close[: 4 * len(rows)]:
-        distance[j, i] = np.linalg.norm(rows[j] - scale[j, i] * rows[i])
+    close = np.argwhere(distance <= 1e-3 * np.sqrt(own)[:, None])[:most]
+    for j, i in close:
+        distance[j, i] = np.linalg.norm(rows[victims.start + j] - scale[j, i] * rows[i])
     if found.kind is Kind.SIGMOID:
-        distance = distance / 4
+        distance /= 4
     if found.kind is Kind.EQUAL:
-        distance = np.where(distance <= _NOISE * np.sqrt(square)[:, None], 0.0, np.inf)
+        distance = np.where(distance <= _NOISE * np.sqrt(own)[:, None], 0.0, np.inf)
     distance[:, square == 0] = np.inf
-    return distance, scale, offset
+    return distance, scale, offset, len(close)
+
+
+def _factors(kind: Kind, gram: Floats, square: Floats) -> tuple[Floats, Floats]:
+    """C and offset of every pair, by what is known of the function of the rows."""
+    if kind <= Kind.HOMOGENEOUS:
+        scale = gram / np.maximum(square, 1e-30)[None, :]
+        if kind is Kind.HOMOGENEOUS:
+            np.maximum(scale, 0.0, out=scale)
+    elif kind in (Kind.ODD, Kind.SIGMOID):
+        scale = np.where(gram < 0, -1.0, 1.0)
+    else:
+        scale = np.broadcast_to(1.0, gram.shape)
+    if kind is Kind.SIGMOID:
+        return scale, (1.0 - scale) / 2
+    return scale, np.broadcast_to(0.0, gram.shape)

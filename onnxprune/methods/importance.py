@@ -43,6 +43,8 @@ __all__ = [
     "variance",
 ]
 
+_PAIRS = 1 << 20  # units compared at a time: 8 MiB per array
+
 Weights: TypeAlias = Mapping[Axis, Weight]
 Score: TypeAlias = Callable[[Group, Weights, Observations], "Floats | None"]
 
@@ -110,15 +112,21 @@ def fpgm() -> Importance:
     """
 
     def score(group: Group, weights: Weights, _seen: Observations) -> Floats | None:
-        gram = np.zeros((group.size, group.size))
-        held = list(_makers(group, weights))
-        for index, position, array in held:
-            rows = np.moveaxis(array, position, 0)[index].reshape(group.size, -1)
-            rows = rows.astype(np.float64)
-            gram += rows @ rows.T
-        square = np.diag(gram)
-        distance = np.sqrt(np.maximum(square[:, None] + square[None, :] - 2 * gram, 0.0))  # Eq. 4
-        return _finite(distance.sum(axis=1)) if held else None
+        parts = [
+            np.moveaxis(array, position, 0)[index].reshape(group.size, -1).astype(np.float64)
+            for index, position, array in _makers(group, weights)
+        ]
+        if not parts:
+            return None
+        rows = np.concatenate(parts, axis=1)
+        square = np.einsum("ud,ud->u", rows, rows)
+        total = np.empty(group.size)
+        step = max(_PAIRS // group.size, 1)
+        for start in range(0, group.size, step):
+            some = slice(start, start + step)
+            squared = square[some, None] + square[None, :] - 2 * (rows[some] @ rows.T)
+            total[some] = np.sqrt(np.maximum(squared, 0.0)).sum(axis=1)  # Eq. 4
+        return _finite(total)
 
     return Importance(frozenset(), score)
 

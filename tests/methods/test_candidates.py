@@ -14,6 +14,7 @@ from onnxprune.base import Array, Fold, Group, Merge, Observations, Plan, Window
 from onnxprune.errors import MissingObservationError
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis, analyze
+from onnxprune.methods import candidates
 from onnxprune.methods.candidates import (
     Folding,
     Merging,
@@ -22,6 +23,7 @@ from onnxprune.methods.candidates import (
     mergings,
     readers,
 )
+from onnxprune.ops.trace import Kind, Trace
 from onnxprune.rewrite.prune import prune
 from onnxprune.rewrite.reference import reference
 from onnxprune.runtime.verify import compare
@@ -430,3 +432,16 @@ def test_a_row_of_zeros_survives_nothing_and_is_no_time_any_other() -> None:
     assert 2 not in found.merge.survivor
     assert (found.merge.scale[2], found.merge.exact[2]) == (0, True)
     assert found.fold.exact[2]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_pairs_compared_in_parts_are_those_compared_at_once(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(23, 5))
+    rows[4], rows[9], rows[11], rows[13] = 3 * rows[2], -rows[8], rows[10] + 1e-9, 0
+    found = Trace(rows=rows, kind=kind)
+    whole = candidates._nearest(found)
+    monkeypatch.setattr(candidates, "_PAIRS", 60)
+    for part, expected in zip(candidates._nearest(found), whole, strict=True):
+        np.testing.assert_allclose(part, expected, rtol=1e-12, atol=1e-12)
