@@ -18,10 +18,10 @@ from onnxprune.ops.registry import (
     RESIZES,
     TRACES,
 )
-from onnxprune.training.compositions import LOWERINGS
+from onnxprune.training.differentiable import means
 
 COLUMNS = (
-    "operator", "opsets", "couples", "weights", "resizes", "macs", "absorbs", "traces", "lowered",
+    "operator", "opsets", "couples", "weights", "resizes", "macs", "absorbs", "traces", "gradient",
 )  # fmt: skip
 PAGE = Path(__file__).with_name("operators.md")
 HEAD = """# Operators
@@ -37,8 +37,9 @@ reason.
 * **macs**: counted in the cost.
 * **absorbs**: its weights can take over constants and duplicates of removed inputs.
 * **traces**: copies of units can be recognized through it.
-* **lowered**: rewritten in other operators for training, because the engine has no gradient (or a
-  wrong one) for it; the others are left to the engine.
+* **gradient**: how training gets through it: by the *engine*; *rewritten* in operators the engine
+  can differentiate, in the forms that need it; by a rule of our *own*; *flat* (its slope is 0).
+  Nothing: parameters in front of it are not trained.
 """
 
 
@@ -60,7 +61,7 @@ def _rows(wanted: str) -> Iterator[str]:
         if domain == wanted:
             first = (inspect.getdoc(rule) or "").partition("\n")[0].replace("|", "\\|")
             marks = ["x" if (domain, op_type) in table else "" for table in known]
-            marks.append("x" if not domain and op_type in LOWERINGS else "")
+            marks.append(means(domain, op_type).value)
             yield f"| {op_type} | {_opsets(low, high)} | {first} | {' | '.join(marks)} |"
 
 

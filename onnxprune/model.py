@@ -238,8 +238,19 @@ def serialize(model: ir.Model) -> Iterator[bytes | str]:
 
 
 def parse(data: bytes) -> ir.Model:
-    """The model that `data` holds, as an engine handed it back."""
-    return ir.from_proto(onnx.load_model_from_string(data))
+    """The model that `data` holds, as an engine handed it back.
+
+    Inputs of nodes that nothing in the graph makes are left out.
+    """
+    proto = onnx.load_model_from_string(data)
+    graph = proto.graph
+    made = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    made.update(name for node in graph.node for name in node.output)
+    for node in graph.node:
+        for slot, name in enumerate(node.input):
+            if name not in made:
+                node.input[slot] = ""
+    return ir.from_proto(proto)
 
 
 def evaluate(

@@ -11,13 +11,15 @@ of an operator stand in its family's file; a third party may add its own from it
     @parameters  input slots that hold what is trained
     @mimics      standard operators with the same sizes, where shape inference knows no better
     @zero_points input slots that say which number stands for nothing at a data input
+    @lowers      an equal composition of operators that can be differentiated
+    @gradient    slopes of the inputs, where no composition is as good
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -30,18 +32,23 @@ from onnxprune.model import constant, is_constant, node_key
 __all__ = [
     "ABSORBS",
     "COUPLES",
+    "GRADIENTS",
+    "LOWERS",
     "MACS",
     "MIMICS",
     "PARAMETERS",
     "RESIZES",
     "TRACES",
     "ZERO_POINTS",
+    "Lowering",
     "Role",
     "Shapes",
     "Sizes",
     "View",
     "absorbs",
     "couples",
+    "gradient",
+    "lowers",
     "macs",
     "mimics",
     "parameters",
@@ -241,12 +248,21 @@ PARAMETERS: Facet[Callable[[], Mapping[int, str]]] = Facet("parameters")
 ZERO_POINTS: Facet[Callable[[], Mapping[int, int]]] = Facet("zero_points")
 
 MIMICS: Facet[Callable[[Emitter, ir.Node], Sequence[ir.Value | None]]] = Facet("mimics")
+
+Lowering: TypeAlias = Callable[[Emitter, ir.Node], "ir.Value | Sequence[ir.Value | None] | None"]
+"""Writes an equal composition; returns what replaces the node's first output or all of them, or
+None to leave the node alone (the engine handles it, or sizes it would need are unknown)."""
+
+LOWERS: Facet[Lowering] = Facet("lowers")
+GRADIENTS: Facet[Callable[..., Sequence[ir.Value | None]]] = Facet("gradient")
 couples = COUPLES.register
 resizes = RESIZES.register
 macs = MACS.register
 absorbs = ABSORBS.register
 traces = TRACES.register
 mimics = MIMICS.register
+lowers = LOWERS.register
+gradient = GRADIENTS.register
 
 
 def parameters(*op_types: str, slots: Mapping[int, str], domain: str = "") -> None:

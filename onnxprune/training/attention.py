@@ -10,11 +10,13 @@ import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.model import shape_of
-from onnxprune.training.pooling import attribute, optional_input
+from onnxprune.ops.registry import lowers
+from onnxprune.training.slots import attribute, optional_input
 
-__all__ = ["attention"]
+__all__: list[str] = []
 
 
+@lowers("Attention")
 def attention(e: Emitter, node: ir.Node) -> ir.Value | None:
     """Per head softmax(Q K^T * scale + mask) V, for (N, H, L, d) or (N, L, H * d) inputs.
 

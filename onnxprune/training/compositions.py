@@ -1,10 +1,8 @@
 """Operators the gradient engine cannot differentiate, expressed by ones it can.
 
-`LOWERINGS` maps an operator to a function `(emitter, node) -> value | None` that writes an equal
-composition and returns what replaces the node's first output, or None to leave the node alone (it
-is one the engine handles, or sizes it would need are unknown). The training copy alone is
-rewritten; the user's graph never is. Which operators need it was found by
-building the gradient of each alone with onnxruntime-training 1.19.2.
+Activations, sums and extremes. The training copy alone is rewritten; the user's graph never is.
+Which operators need it was found by building the gradient of each alone with
+onnxruntime-training 1.19.2.
 
 A kink is written with Where, not Max or Abs: at exactly 0, where untrained and dead units sit, the
 engine's gradients of Relu and Abs are 0, while softplus or Elu have a slope there.
@@ -12,31 +10,18 @@ engine's gradients of Relu and Abs are 0, while softplus or Elu have a slope the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+import functools
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.model import constant, shape_of
-from onnxprune.training.attention import attention
-from onnxprune.training.pooling import (
-    attribute,
-    average_pool,
-    data_input,
-    depth_to_space,
-    explicit_pads,
-    global_max_pool,
-    optional_input,
-    pad,
-    rank_of,
-    space_to_depth,
-)
+from onnxprune.ops.registry import Lowering, lowers
+from onnxprune.training.slots import attribute, data_input, optional_input, rank_of
 
-__all__ = ["LOWERINGS", "Lowering", "softplus"]
+__all__ = ["softplus"]
 
-Lowering: TypeAlias = Callable[[Emitter, ir.Node], "ir.Value | None"]
+_MANY = 257  # slices of which no product is written
 
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
@@ -76,10 +61,12 @@ def softplus(e: Emitter, x: ir.Value) -> ir.Value:
     return e.op("Add", e.op("Where", positive, x, e.scalar(0.0)), tail)
 
 
+@lowers("Softplus")
 def _softplus(e: Emitter, node: ir.Node) -> ir.Value:
     return softplus(e, data_input(node))
 
 
+@lowers("Elu")
 def _elu(e: Emitter, node: ir.Node) -> ir.Value:
     x, alpha = data_input(node), attribute(node, "alpha", 1.0)
     positive = _positive(e, x)
@@ -87,6 +74,7 @@ def _elu(e: Emitter, node: ir.Node) -> ir.Value:
     return e.op("Where", positive, x, below)
 
 
+@lowers("Selu")
 def _selu(e: Emitter, node: ir.Node) -> ir.Value:
     alpha = attribute(node, "alpha", 1.67326319217681884765625)
     gamma = attribute(node, "gamma", 1.05070102214813232421875)
@@ -96,6 +84,7 @@ def _selu(e: Emitter, node: ir.Node) -> ir.Value:
     return e.op("Mul", e.op("Where", positive, x, below), e.scalar(gamma))
 
 
+@lowers("Celu")
 def _celu(e: Emitter, node: ir.Node) -> ir.Value:
     x, alpha = data_input(node), attribute(node, "alpha", 1.0)
     positive = _positive(e, x)
@@ -104,6 +93,7 @@ def _celu(e: Emitter, node: ir.Node) -> ir.Value:
     return e.op("Where", positive, x, below)
 
 
+@lowers("Softsign")
 def _softsign(e: Emitter, node: ir.Node) -> ir.Value:
     x = data_input(node)
     return e.op("Div", x, e.op("Add", e.op("Abs", x), e.scalar(1.0)))
@@ -114,27 +104,32 @@ def _hard_sigmoid_of(e: Emitter, x: ir.Value, alpha: float, beta: float) -> ir.V
     return e.op("Clip", line, e.scalar(0.0), e.scalar(1.0))
 
 
+@lowers("HardSigmoid")
 def _hard_sigmoid(e: Emitter, node: ir.Node) -> ir.Value:
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
     return _hard_sigmoid_of(e, data_input(node), alpha, beta)
 
 
+@lowers("HardSwish")
 def _hard_swish(e: Emitter, node: ir.Node) -> ir.Value:
     x = data_input(node)
     return e.op("Mul", x, _hard_sigmoid_of(e, x, 1 / 6, 0.5))
 
 
+@lowers("Mish")
 def _mish(e: Emitter, node: ir.Node) -> ir.Value:
     x = data_input(node)
     return e.op("Mul", x, e.op("Tanh", softplus(e, x)))
 
 
+@lowers("ThresholdedRelu")
 def _thresholded_relu(e: Emitter, node: ir.Node) -> ir.Value:
     x = data_input(node)
     above = e.op("Greater", x, e.scalar(attribute(node, "alpha", 1.0)))
     return e.op("Where", above, x, e.scalar(0.0))
 
 
+@lowers("PRelu")
 def _prelu(e: Emitter, node: ir.Node) -> ir.Value:
     x = data_input(node)
     below = e.op("Less", x, e.scalar(0.0))
@@ -156,6 +151,7 @@ def _chain(op_type: str) -> Lowering:
     return lower
 
 
+@lowers("Mean")
 def _mean(e: Emitter, node: ir.Node) -> ir.Value:
     total = data_input(node)
     for value in node.inputs[1:]:
@@ -201,121 +197,43 @@ def _reduction(inner: str) -> Lowering:
     return lower
 
 
-# --- normalization -------------------------------------------------------------------------------
-
-
-def _standardized(e: Emitter, x: ir.Value, axes: Sequence[int], epsilon: float) -> ir.Value:
-    """(x - mean) / sqrt(variance + epsilon) over `axes`."""
-    centred = e.op("Sub", x, e.reduce("ReduceMean", x, axes))
-    variance = e.reduce("ReduceMean", e.op("Mul", centred, centred), axes)
-    return e.op("Div", centred, e.op("Sqrt", e.op("Add", variance, e.scalar(epsilon))))
-
-
-def _affine(
-    e: Emitter, x: ir.Value, scale: ir.Value | None, bias: ir.Value | None, trailing: int
-) -> ir.Value:
-    """Scale and shift: x * scale + bias, both (C,) vectors with `trailing` axes behind theirs."""
-    axes = e.integers(*range(1, 1 + trailing))
-    scaled = e.op("Mul", x, e.op("Unsqueeze", scale, axes) if trailing else scale)
-    return e.op("Add", scaled, e.op("Unsqueeze", bias, axes) if trailing else bias)
-
-
-def _instance_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
-    x = data_input(node)
-    rank = rank_of(x)
-    if rank is None or rank < 3:
+@lowers("ReduceLogSum")
+def _log_sum(e: Emitter, node: ir.Node) -> ir.Value | None:
+    axes = _axes(node)
+    if axes is None:
         return None
-    normal = _standardized(e, x, range(2, rank), attribute(node, "epsilon", 1e-5))
-    return _affine(e, normal, optional_input(node, 1), optional_input(node, 2), rank - 2)
+    keeps = bool(attribute(node, "keepdims", 1))
+    return e.op("Log", e.reduce("ReduceSum", data_input(node), axes, keepdims=keeps))
 
 
-def _group_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
-    x = data_input(node)
-    rank = rank_of(x)
-    if rank is None:
-        return None
-    groups = e.op("Reshape", x, e.integers(0, attribute(node, "num_groups", 1), -1))
-    normal = _standardized(e, groups, (2,), attribute(node, "epsilon", 1e-5))
-    scale, bias = optional_input(node, 1), optional_input(node, 2)
-    if e.opset < 21:  # one scale per group, not per channel
-        return e.op("Reshape", _affine(e, normal, scale, bias, 1), e.op("Shape", x))
-    return _affine(e, e.op("Reshape", normal, e.op("Shape", x)), scale, bias, rank - 2)
-
-
-def _rms_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
-    x = data_input(node)
-    rank = rank_of(x)
-    if rank is None:
-        return None
-    axes = range(attribute(node, "axis", -1) % rank, rank)
-    square = e.reduce("ReduceMean", e.op("Mul", x, x), axes)
-    root = e.op("Sqrt", e.op("Add", square, e.scalar(attribute(node, "epsilon", 1e-5))))
-    return e.op("Mul", e.op("Div", x, root), optional_input(node, 1))
-
-
-def _layer_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
-    """With all three outputs: the engine has no gradient for fewer."""
-    if len(node.outputs) == 3 and all(value.name for value in node.outputs):
-        return None
-    names = [f"{e.prefix}/normal", f"{e.prefix}/mean", f"{e.prefix}/inverse_deviation"]
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    return e.ops("LayerNormalization", *node.inputs, outputs=names, **attributes)[0]
-
-
-def _lp_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
-    axis, p = attribute(node, "axis", -1), attribute(node, "p", 2)
-    x = data_input(node)
-    if p == 1:
-        return e.op("Div", x, e.reduce("ReduceSum", e.op("Abs", x), (axis,)))
-    return e.op("Div", x, e.reduce("ReduceL2", x, (axis,)))
-
-
-def _lrn(e: Emitter, node: ir.Node) -> ir.Value | None:
-    """Divide: x / (bias + alpha / size * sum of x^2 over `size` channels) ^ beta."""
-    x, size = data_input(node), int(attribute(node, "size", 1))
+@lowers("ReduceProd")
+def _product(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """A product of slices, which stays right where some are 0; for axes of few elements."""
+    axes, x = _axes(node), data_input(node)
     shape = shape_of(x)
-    if shape is None or shape[1] is None:
+    if axes is None or shape is None or any((shape[axis] or _MANY) >= _MANY for axis in axes):
         return None
-    # (N * C, HW) -> (N, 1, C, HW): a convolution over channels sums the window.
-    flat = e.op("Reshape", e.op("Mul", x, x), e.integers(0, 1, shape[1], -1))
-    kernel = e.constant(np.ones((1, 1, size, 1), dtype=e.dtype.numpy()))
-    pads = [(size - 1) // 2, 0, size // 2, 0]
-    window = e.op("Reshape", e.op("Conv", flat, kernel, pads=pads), e.op("Shape", x))
-    alpha = e.scalar(attribute(node, "alpha", 1e-4) / size)
-    base = e.op("Add", e.op("Mul", window, alpha), e.scalar(attribute(node, "bias", 1.0)))
-    return e.op("Div", x, e.op("Pow", base, e.scalar(attribute(node, "beta", 0.75))))
+    for axis in axes:
+        size = int(shape[axis] or 1)
+        names = [f"{e.prefix}/{axis}_{number}" for number in range(size)]
+        parts = e.ops("Split", x, e.integers(*[1] * size), outputs=names, axis=axis)
+        x = functools.reduce(lambda a, b: e.op("Mul", a, b), parts)
+    return x if attribute(node, "keepdims", 1) else e.op("Squeeze", x, e.integers(*axes))
 
 
-LOWERINGS: Mapping[str, Lowering] = {
-    "Attention": attention,
-    "AveragePool": average_pool,
-    "Celu": _celu,
-    "Conv": explicit_pads,
-    "DepthToSpace": depth_to_space,
-    "Elu": _elu,
-    "GlobalMaxPool": global_max_pool,
-    "GroupNormalization": _group_normalization,
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
-    "InstanceNormalization": _instance_normalization,
-    "LRN": _lrn,
-    "LayerNormalization": _layer_normalization,
-    "LpNormalization": _lp_normalization,
-    "Max": _chain("Max"),
-    "Mean": _mean,
-    "Min": _chain("Min"),
-    "Mish": _mish,
-    "PRelu": _prelu,
-    "Pad": pad,
-    "RMSNormalization": _rms_normalization,
-    "ReduceL1": _reduction("Abs"),
-    "ReduceMax": _extreme(largest=True),
-    "ReduceMin": _extreme(largest=False),
-    "ReduceSumSquare": _reduction("Mul"),
-    "Selu": _selu,
-    "Softplus": _softplus,
-    "Softsign": _softsign,
-    "SpaceToDepth": space_to_depth,
-    "Sum": _chain("Add"),
-    "ThresholdedRelu": _thresholded_relu,
-}
+@lowers("ReduceSum", "ReduceMean", "ReduceLogSumExp")
+def _nothing_reduced(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """Without axes where that means none; the engine would sum over all."""
+    given = optional_input(node, 1)
+    empty = given is None or (constant(given) is not None and constant(given).size == 0)  # type: ignore[union-attr]
+    idle = empty and attribute(node, "noop_with_empty_axes", 0)
+    return e.op("Identity", data_input(node)) if idle else None
+
+
+lowers("Max")(_chain("Max"))
+lowers("Min")(_chain("Min"))
+lowers("Sum")(_chain("Add"))
+lowers("ReduceMax")(_extreme(largest=True))
+lowers("ReduceMin")(_extreme(largest=False))
+lowers("ReduceL1")(_reduction("Abs"))
+lowers("ReduceSumSquare")(_reduction("Mul"))

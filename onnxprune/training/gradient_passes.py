@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.model import opset
-from onnxprune.training.pooling import attribute
+from onnxprune.training.slots import attribute, wanted
 
 __all__ = ["improve"]
 
@@ -41,10 +41,6 @@ def improve(model: ir.Model) -> None:
         _take_over(model.graph, node, e, rewrite(e, node))
 
 
-def _wanted(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
-
-
 def _take_over(
     graph: ir.Graph, node: ir.Node, e: Emitter, replacements: Sequence[ir.Value | None]
 ) -> None:
@@ -58,7 +54,7 @@ def _take_over(
         new.type, new.shape = old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = ""
-    if names and not any(_wanted(value) for value in node.outputs):
+    if names and not any(wanted(value) for value in node.outputs):
         graph.remove(node, safe=True)
     for new, name in names:
         new.name = name
@@ -87,7 +83,7 @@ def _conv_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """
     slope, _, w = node.inputs[:3]
     shape = _static(w)
-    if shape is None or not _wanted(node.outputs[0]):
+    if shape is None or not wanted(node.outputs[0]):
         return ()
     spatial = len(shape) - 2
     group = attribute(node, "group", 1)
@@ -146,9 +142,9 @@ def _conv_transpose_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]
     names = (f"{e.prefix}/input", f"{e.prefix}/weight")
     unused, dw = e.ops("ConvGrad", x, slope, w, outputs=names, domain=_ENGINE, **options)
     unused.name = ""
-    dx = e.op("Conv", slope, w, **options) if _wanted(node.outputs[0]) else None
+    dx = e.op("Conv", slope, w, **options) if wanted(node.outputs[0]) else None
     db = None
-    if slope is not None and any(_wanted(value) for value in node.outputs[2:]):
+    if slope is not None and any(wanted(value) for value in node.outputs[2:]):
         db = e.reduce("ReduceSum", slope, (0, *range(2, rank)), keepdims=False)
     return (dx, dw, db)
 

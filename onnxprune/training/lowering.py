@@ -27,10 +27,23 @@ from onnxprune.model import (
     opset,
     trainable_dtype,
 )
+from onnxprune.ops.registry import LOWERS
 from onnxprune.runtime.single import read_in_single, to_single
-from onnxprune.training.compositions import LOWERINGS
+from onnxprune.training import (  # noqa: F401  each registers its rules
+    attention,
+    compositions,
+    contraction,
+    control,
+    elementwise,
+    joining,
+    normalization,
+    pooling,
+    recurrent,
+    resizing,
+)
+from onnxprune.training.slots import wanted
 
-__all__ = ["TrainingCopy", "evaluation_copy", "expose", "lower"]
+__all__ = ["TrainingCopy", "compose", "drop_unused", "evaluation_copy", "expose", "lower"]
 
 _FIRST_OPSET = 14  # BatchNormalization with training_mode
 _TARGET_OPSET = 17  # what older files are converted to
@@ -88,9 +101,8 @@ def lower(
     _set_header(copy)
     state = _set_batch_norm(copy.graph, train=batch_norm == "train")
     _set_dropout(copy.graph, version=opset(copy), drops=dropout, seed=seed)
-    while _rewrite(copy):
-        passes.ShapeInferencePass(check_type=False, strict_mode=False)(copy)
-    _drop_unused(copy.graph)
+    compose(copy)
+    drop_unused(copy.graph)
     return TrainingCopy(model=copy, state=state)
 
 
@@ -255,7 +267,7 @@ def _freeze(graph: ir.Graph, node: ir.Node) -> None:
     if trailing:
         slope = e.op("Unsqueeze", slope, e.integers(*trailing))
         shift = e.op("Unsqueeze", shift, e.integers(*trailing))
-    _replace(graph, node, e, e.op("Add", e.op("Mul", x, slope), shift))
+    _replace(graph, node, e, [e.op("Add", e.op("Mul", x, slope), shift)])
 
 
 def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> None:
@@ -272,33 +284,40 @@ def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> No
             node.outputs[1].name = node.outputs[1].name or f"{node_key(node)}/mask"
         elif not any(value.uses() for value in node.outputs[1:]):
             e = Emitter(node_key(node), opset=version)
-            _replace(graph, node, e, e.op("Identity", node.inputs[0]))
+            _replace(graph, node, e, [e.op("Identity", node.inputs[0])])
+
+
+def compose(model: ir.Model) -> None:
+    """Write operators that cannot be differentiated as ones that can, in place.
+
+    Repeated until no composition applies: behind an operator without shape inference, sizes become
+    known only after its composition stands there.
+    """
+    while _rewrite(model):
+        passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _rewrite(model: ir.Model) -> bool:
-    """Apply the table of compositions to every node of the main graph; whether any applied.
-
-    Repeated until none does: behind an operator without shape inference, sizes become known only
-    after its composition stands there.
-    """
+    """Apply the compositions to every node of the main graph; whether any applied."""
     applied = False
     for node in list(model.graph):
-        lowering = LOWERINGS.get(node.op_type)
-        if lowering is None or node.domain not in ("", "ai.onnx"):
+        version = model.graph.opset_imports.get(node.domain, opset(model))
+        lowering = LOWERS.find(node, version)
+        if lowering is None:
             continue
-        data = node.inputs[0] if node.inputs else None
-        dtype = (data.dtype if data is not None else None) or ir.DataType.FLOAT
+        given = next((v.dtype for v in node.inputs if v is not None and v.dtype is not None), None)
+        dtype = given or ir.DataType.FLOAT
         if not trainable_dtype(dtype):
             continue
         e = Emitter(node_key(node), opset=opset(model), dtype=dtype)
-        value = lowering(e, node)
-        if value is not None:
-            _replace(model.graph, node, e, value)
+        made = lowering(e, node)
+        if made is not None:
+            _replace(model.graph, node, e, made if isinstance(made, Sequence) else [made])
             applied = True
     return applied
 
 
-def _drop_unused(graph: ir.Graph) -> None:
+def drop_unused(graph: ir.Graph) -> None:
     """Remove nodes and initializers nobody reads, but no output of a node that stays.
 
     (The pass of onnx_ir takes unread optional outputs too, those of LayerNormalization among them,
@@ -312,10 +331,13 @@ def _drop_unused(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, e: Emitter, value: ir.Value) -> None:
-    """Let `value` take the place and the name of the node's first output."""
-    old = node.outputs[0]
-    value.name, value.type, value.shape = old.name, old.type, old.shape
+def _replace(graph: ir.Graph, node: ir.Node, e: Emitter, values: Sequence[ir.Value | None]) -> None:
+    """Let `values` take the places and the names of the node's first outputs."""
     e.add_to(graph, before=node)
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    for old, value in zip(node.outputs, values, strict=False):
+        if value is None or not (old.name or wanted(old)):
+            continue
+        name, old.name = old.name, ""
+        value.name, value.type, value.shape = name, old.type or value.type, old.shape
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
     graph.remove(node, safe=True)

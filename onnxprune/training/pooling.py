@@ -9,48 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array
 from onnxprune.emit import Emitter
 from onnxprune.model import constant, shape_of
+from onnxprune.ops.registry import lowers
+from onnxprune.training.slots import attribute, attributes, data_input, optional_input, rank_of
 
-__all__ = [
-    "attribute",
-    "average_pool",
-    "data_input",
-    "depth_to_space",
-    "explicit_pads",
-    "global_max_pool",
-    "optional_input",
-    "pad",
-    "rank_of",
-    "space_to_depth",
-]
+__all__: list[str] = []
 
 
-def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    """An attribute's value, or `default`."""
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.value
-
-
-def optional_input(node: ir.Node, slot: int) -> ir.Value | None:
-    """An input that may be left out."""
-    return node.inputs[slot] if slot < len(node.inputs) else None
-
-
-def data_input(node: ir.Node) -> ir.Value:
-    """The first input."""
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def rank_of(value: ir.Value) -> int | None:
-    """How many axes `value` has; None when unknown."""
-    shape = shape_of(value)
-    return None if shape is None else len(shape)
-
-
+@lowers("GlobalMaxPool")
 def global_max_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     """MaxPool over static sizes, else TopK over the flattened ones."""
     shape = shape_of(data_input(node))
@@ -64,6 +31,7 @@ def global_max_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     return e.op("Unsqueeze", top, e.integers(*range(3, len(shape)))) if len(shape) > 3 else top
 
 
+@lowers("Conv")
 def explicit_pads(e: Emitter, node: ir.Node) -> ir.Value | None:
     """A convolution with auto_pad, with pads instead.
 
@@ -145,6 +113,7 @@ def _share_of_input(
     return share
 
 
+@lowers("AveragePool")
 def average_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     """GlobalAveragePool where one window covers the input, else a depthwise convolution.
 
@@ -179,57 +148,167 @@ def average_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     return e.op("Mul", pooled, e.constant(share.astype(e.dtype.numpy())[None, None]))
 
 
+@lowers("LpPool")
+def lp_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """(sum of |x|^p)^(1/p) over each window, the sum as a depthwise convolution."""
+    x, kernel = data_input(node), [int(size) for size in attribute(node, "kernel_shape", [])]
+    shape = shape_of(x)
+    if shape is None or shape[1] is None:
+        return None
+    pads = _pool_pads(node, shape[2:], kernel)
+    if pads is None:
+        return None
+    p = attribute(node, "p", 2)
+    options = attributes(node, "strides", "dilations")
+    weight = e.constant(np.ones((shape[1], 1, *kernel), dtype=e.dtype.numpy()))
+    powers = _power(e, x, p)
+    total = e.op("Conv", powers, weight, group=shape[1], pads=pads, **options)
+    return _root(e, total, p)
+
+
+@lowers("GlobalLpPool")
+def global_lp_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """(sum of |x|^p)^(1/p) over all positions."""
+    x, p = data_input(node), attribute(node, "p", 2)
+    rank = rank_of(x)
+    if rank is None:
+        return None
+    return _root(e, e.reduce("ReduceSum", _power(e, x, p), range(2, rank)), p)
+
+
+def _power(e: Emitter, x: ir.Value, p: int) -> ir.Value:
+    """|x|^p."""
+    if p == 1:
+        return e.op("Abs", x)
+    return e.op("Mul", x, x) if p == 2 else e.op("Pow", e.op("Abs", x), e.scalar(p))
+
+
+def _root(e: Emitter, x: ir.Value, p: int) -> ir.Value:
+    if p == 1:
+        return x
+    return e.op("Sqrt", x) if p == 2 else e.op("Pow", x, e.scalar(1 / p))
+
+
+@lowers("ConvTranspose")
+def explicit_output(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """A transposed convolution with auto_pad or output_shape, with pads instead."""
+    auto, wished = attribute(node, "auto_pad", "NOTSET"), attribute(node, "output_shape", None)
+    w, shape = optional_input(node, 1), shape_of(data_input(node))
+    kernel = None if w is None else shape_of(w)
+    if (auto == "NOTSET" and wished is None) or kernel is None or None in kernel[2:]:
+        return None
+    spatial = len(kernel) - 2
+    strides = attribute(node, "strides", [1] * spatial)
+    dilations = attribute(node, "dilations", [1] * spatial)
+    extra = list(attribute(node, "output_padding", [0] * spatial))
+    begins, ends = [], []
+    for axis in range(spatial):
+        extent = (int(kernel[2 + axis] or 1) - 1) * dilations[axis] + 1
+        total = extra[axis] + extent - strides[axis]  # output = input * stride
+        if wished is not None:
+            if shape is None or shape[2 + axis] is None:
+                return None
+            total += (
+                strides[axis] * int(shape[2 + axis] or 0) - wished[len(wished) - spatial + axis]
+            )
+        elif auto == "VALID":
+            total = 0
+        extra[axis] += max(-total, 0)
+        total = max(total, 0)
+        first = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        begins.append(first)
+        ends.append(total - first)
+    options = attributes(node, "dilations", "group", "kernel_shape", "strides")
+    return e.op("ConvTranspose", *node.inputs, pads=begins + ends, output_padding=extra, **options)
+
+
+@lowers("Pad")
 def pad(e: Emitter, node: ir.Node) -> ir.Value | None:
     """Reflect, edge and wrap padding as one Gather per padded axis."""
     mode = attribute(node, "mode", "constant")
-    shape, pads = shape_of(data_input(node)), constant(optional_input(node, 1))
-    if mode == "constant" or shape is None or pads is None:
+    rank, pads = rank_of(data_input(node)), constant(optional_input(node, 1))
+    if mode == "constant":
+        return _pad_all(e, node)
+    axes = constant(optional_input(node, 3))
+    if rank is None or (axes is None and optional_input(node, 3) is not None):
         return None
-    given = constant(optional_input(node, 3))
-    axes = list(range(len(shape))) if given is None else [int(axis) for axis in given]
-    indices: dict[int, Array] = {}
-    for place, axis in enumerate(axes):
-        before, after = int(pads[place]), int(pads[len(axes) + place])
-        size = shape[axis]
-        if before == after == 0:
-            continue
-        if size is None or min(before, after) < 0:
-            return None
-        indices[axis] = _padded_index(size, before, after, mode)
+    places = list(range(rank)) if axes is None else [int(axis) % rank for axis in axes]
     value = data_input(node)
-    for axis, index in indices.items():
-        value = e.op("Gather", value, e.constant(index), axis=axis)
-    return value if indices else None
+    for place, axis in enumerate(places):
+        ends = (place, len(places) + place)
+        if pads is not None and not any(pads[end] for end in ends):
+            continue
+        size = e.op("Gather", e.op("Shape", value), e.constant(np.array(axis)))
+        zero, one = (e.constant(np.array(number)) for number in (0, 1))
+        index = e.op("Range", zero, size, one)
+        around = e.op("Gather", node.inputs[1], e.integers(*ends))
+        value = e.op("Gather", value, e.op("Pad", index, around, mode=mode), axis=axis)
+    return value if e.nodes else None
 
 
-def _padded_index(size: int, before: int, after: int, mode: str) -> Array:
-    index = np.arange(size, dtype=np.int64)
-    if mode == "reflect":
-        return np.pad(index, (before, after), mode="reflect")
-    return np.pad(index, (before, after), mode="wrap" if mode == "wrap" else "edge")
+def _pad_all(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """A Pad of some axes as one of all, which alone the engine differentiates."""
+    shape, axes = shape_of(data_input(node)), constant(optional_input(node, 3))
+    if shape is None or axes is None:
+        return None
+    rank, count = len(shape), len(axes)
+    places = [int(axis) % rank + half * rank for half in (0, 1) for axis in axes]
+    zeros = e.constant(np.zeros(2 * rank, dtype=np.int64))
+    index = e.constant(np.array(places, dtype=np.int64).reshape(2 * count, 1))
+    given = constant(optional_input(node, 1))
+    if given is not None:
+        whole = np.zeros(2 * rank, dtype=np.int64)
+        whole[places] = given
+        pads = e.constant(whole)
+    else:
+        pads = e.op("ScatterND", zeros, index, node.inputs[1])
+    return e.op("Pad", node.inputs[0], pads, optional_input(node, 2))
 
 
+@lowers("DepthToSpace")
 def depth_to_space(e: Emitter, node: ir.Node) -> ir.Value | None:
     """Reshape, Transpose, Reshape, as the ONNX operator's text defines it."""
-    b, shape = attribute(node, "blocksize", 1), shape_of(data_input(node))
-    if shape is None or None in shape[1:]:
-        return None
-    c, h, w = (int(size) for size in shape[1:] if size is not None)
-    depth = c // (b * b)
+    b = attribute(node, "blocksize", 1)
+    n, c, h, w = _sizes(e, data_input(node))
+    block = e.integers(b)
+    depth = e.op("Div", c, e.integers(b * b))
     if attribute(node, "mode", "DCR") == "DCR":
-        split, perm = (0, b, b, depth, h, w), [0, 3, 4, 1, 5, 2]
+        split, perm = (n, block, block, depth, h, w), [0, 3, 4, 1, 5, 2]
     else:
-        split, perm = (0, depth, b, b, h, w), [0, 1, 4, 2, 5, 3]
-    blocks = e.op("Transpose", e.op("Reshape", data_input(node), e.integers(*split)), perm=perm)
-    return e.op("Reshape", blocks, e.integers(0, depth, h * b, w * b))
+        split, perm = (n, depth, block, block, h, w), [0, 1, 4, 2, 5, 3]
+    result = (n, depth, e.op("Mul", h, block), e.op("Mul", w, block))
+    return _rearranged(e, data_input(node), split, perm, result)
 
 
+@lowers("SpaceToDepth")
 def space_to_depth(e: Emitter, node: ir.Node) -> ir.Value | None:
     """Reshape, Transpose, Reshape: the inverse of DepthToSpace in DCR mode."""
-    b, shape = attribute(node, "blocksize", 1), shape_of(data_input(node))
-    if shape is None or None in shape[1:]:
-        return None
-    c, h, w = (int(size) for size in shape[1:] if size is not None)
-    split = e.integers(0, c, h // b, b, w // b, b)
-    blocks = e.op("Transpose", e.op("Reshape", data_input(node), split), perm=[0, 3, 5, 1, 2, 4])
-    return e.op("Reshape", blocks, e.integers(0, c * b * b, h // b, w // b))
+    b = attribute(node, "blocksize", 1)
+    n, c, h, w = _sizes(e, data_input(node))
+    block = e.integers(b)
+    rows, columns = e.op("Div", h, block), e.op("Div", w, block)
+    result = (n, e.op("Mul", c, e.integers(b * b)), rows, columns)
+    split = (n, c, rows, block, columns, block)
+    return _rearranged(e, data_input(node), split, [0, 3, 5, 1, 2, 4], result)
+
+
+def _sizes(e: Emitter, x: ir.Value) -> list[ir.Value]:
+    """(1,) each; a number where it is known."""
+    shape = shape_of(x) or (None,) * 4
+    whole = e.op("Shape", x)
+    return [
+        e.op("Gather", whole, e.integers(axis)) if size is None else e.integers(size)
+        for axis, size in enumerate(shape)
+    ]
+
+
+def _rearranged(
+    e: Emitter,
+    x: ir.Value,
+    split: Sequence[ir.Value],
+    perm: Sequence[int],
+    result: Sequence[ir.Value],
+) -> ir.Value:
+    parts = e.op("Reshape", x, e.op("Concat", *split, axis=0))
+    turned = e.op("Transpose", parts, perm=list(perm))
+    return e.op("Reshape", turned, e.op("Concat", *result, axis=0))

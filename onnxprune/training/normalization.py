@@ -1,0 +1,117 @@
+"""Normalizations the gradient engine cannot differentiate, expressed by operators it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.emit import Emitter
+from onnxprune.model import shape_of
+from onnxprune.ops.registry import lowers
+from onnxprune.training.slots import attribute, data_input, optional_input, rank_of
+
+__all__: list[str] = []
+
+
+def _standardized(e: Emitter, x: ir.Value, axes: Sequence[int], epsilon: float) -> ir.Value:
+    """(x - mean) / sqrt(variance + epsilon) over `axes`."""
+    centred = e.op("Sub", x, e.reduce("ReduceMean", x, axes))
+    variance = e.reduce("ReduceMean", e.op("Mul", centred, centred), axes)
+    return e.op("Div", centred, e.op("Sqrt", e.op("Add", variance, e.scalar(epsilon))))
+
+
+def _affine(
+    e: Emitter, x: ir.Value, scale: ir.Value | None, bias: ir.Value | None, trailing: int
+) -> ir.Value:
+    """Scale and shift: x * scale + bias, both (C,) vectors with `trailing` axes behind theirs."""
+    axes = e.integers(*range(1, 1 + trailing))
+    scaled = e.op("Mul", x, e.op("Unsqueeze", scale, axes) if trailing else scale)
+    return e.op("Add", scaled, e.op("Unsqueeze", bias, axes) if trailing else bias)
+
+
+@lowers("InstanceNormalization")
+def _instance_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
+    x = data_input(node)
+    rank = rank_of(x)
+    if rank is None or rank < 3:
+        return None
+    normal = _standardized(e, x, range(2, rank), attribute(node, "epsilon", 1e-5))
+    return _affine(e, normal, optional_input(node, 1), optional_input(node, 2), rank - 2)
+
+
+@lowers("GroupNormalization")
+def _group_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
+    x = data_input(node)
+    rank = rank_of(x)
+    if rank is None:
+        return None
+    groups = e.op("Reshape", x, e.integers(0, attribute(node, "num_groups", 1), -1))
+    normal = _standardized(e, groups, (2,), attribute(node, "epsilon", 1e-5))
+    scale, bias = optional_input(node, 1), optional_input(node, 2)
+    if e.opset < 21:  # one scale per group, not per channel
+        return e.op("Reshape", _affine(e, normal, scale, bias, 1), e.op("Shape", x))
+    return _affine(e, e.op("Reshape", normal, e.op("Shape", x)), scale, bias, rank - 2)
+
+
+@lowers("RMSNormalization")
+def _rms_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
+    x = data_input(node)
+    rank = rank_of(x)
+    if rank is None:
+        return None
+    axes = range(attribute(node, "axis", -1) % rank, rank)
+    square = e.reduce("ReduceMean", e.op("Mul", x, x), axes)
+    root = e.op("Sqrt", e.op("Add", square, e.scalar(attribute(node, "epsilon", 1e-5))))
+    return e.op("Mul", e.op("Div", x, root), optional_input(node, 1))
+
+
+@lowers("LayerNormalization")
+def _layer_normalization(e: Emitter, node: ir.Node) -> Sequence[ir.Value] | None:
+    """With all three inputs and outputs: the engine has no gradient for fewer."""
+    shift = optional_input(node, 2)
+    if len(node.outputs) == 3 and all(value.name for value in node.outputs) and shift is not None:
+        return None
+    scale = optional_input(node, 1)
+    if shift is None:
+        nothing = ir.Tensor(np.zeros(1, dtype=e.dtype.numpy()))
+        shift = e.op("ConstantOfShape", e.op("Shape", scale), value=nothing)
+    names = [f"{e.prefix}/normal", f"{e.prefix}/mean", f"{e.prefix}/inverse_deviation"]
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return e.ops("LayerNormalization", node.inputs[0], scale, shift, outputs=names, **attributes)
+
+
+@lowers("MeanVarianceNormalization")
+def _mean_variance_normalization(e: Emitter, node: ir.Node) -> ir.Value:
+    """(x - mean) / (deviation + 1e-9), as the operator's function body has it."""
+    x, axes = data_input(node), attribute(node, "axes", [0, 2, 3])
+    centred = e.op("Sub", x, e.reduce("ReduceMean", x, axes))
+    variance = e.reduce("ReduceMean", e.op("Mul", centred, centred), axes)
+    return e.op("Div", centred, e.op("Add", e.op("Sqrt", variance), e.scalar(1e-9)))
+
+
+@lowers("LpNormalization")
+def _lp_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
+    axis, p = attribute(node, "axis", -1), attribute(node, "p", 2)
+    x = data_input(node)
+    if p == 1:
+        return e.op("Div", x, e.reduce("ReduceSum", e.op("Abs", x), (axis,)))
+    return e.op("Div", x, e.reduce("ReduceL2", x, (axis,)))
+
+
+@lowers("LRN")
+def _lrn(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """Divide: x / (bias + alpha / size * sum of x^2 over `size` channels) ^ beta."""
+    x, size = data_input(node), int(attribute(node, "size", 1))
+    shape = shape_of(x)
+    if shape is None or shape[1] is None:
+        return None
+    # (N * C, HW) -> (N, 1, C, HW): a convolution over channels sums the window.
+    flat = e.op("Reshape", e.op("Mul", x, x), e.integers(0, 1, shape[1], -1))
+    kernel = e.constant(np.ones((1, 1, size, 1), dtype=e.dtype.numpy()))
+    pads = [(size - 1) // 2, 0, size // 2, 0]
+    window = e.op("Reshape", e.op("Conv", flat, kernel, pads=pads), e.op("Shape", x))
+    alpha = e.scalar(attribute(node, "alpha", 1e-4) / size)
+    base = e.op("Add", e.op("Mul", window, alpha), e.scalar(attribute(node, "bias", 1.0)))
+    return e.op("Div", x, e.op("Pow", base, e.scalar(attribute(node, "beta", 0.75))))
