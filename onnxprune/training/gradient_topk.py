@@ -28,7 +28,7 @@ from onnxprune.methods.compose import TopK
 from onnxprune.model import constant, opset
 from onnxprune.ops.registry import Sizes
 from onnxprune.training.gradient import GradientGraph
-from onnxprune.training.pooling import attribute
+from onnxprune.training.slots import attribute
 
 __all__ = ["sparsified"]
 
