@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Fact, Floats, Inner
@@ -143,12 +144,36 @@ def like_packed_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None
 
 
 def _separate(view: View) -> HeadSizes | None:
-    """KV, R, D, E of a MultiHeadAttention; None where queries, keys or values are packed."""
-    heads = view.attribute("num_heads")
+    """KV, R, D, E of a MultiHeadAttention.
+
+    Queries, keys and values may come as one, (B, S, heads, 3, D), or keys and values,
+    (B, S, heads, 2, D). None where what comes does not fit.
+    """
+    heads, query = view.attribute("num_heads"), view.input(0)
     data = [view.input(slot) for slot in range(3)]
-    if any(value is None or len(view.shape(value)) > 4 for value in data):
-        return None
-    return grouped(view, heads, heads, data)
+    together = next((value for value in data[:2] if _is_packed(view, value)), None)
+    if together is None:
+        if any(value is None or len(view.shape(value)) > 4 for value in data):
+            return None
+        return grouped(view, heads, heads, data)
+    size = view.shape(together)[4]
+    fits = size is not None and view.shape(together)[2] == heads
+    if together is not query:
+        fits = fits and query is not None and view.shape(query)[-1] == heads * (size or 0)
+    return (heads, 1, size, size) if fits and size is not None else None
+
+
+def _is_packed(view: View, value: ir.Value | None) -> bool:
+    """Whether a value holds several of queries, keys and values, as (B, S, heads, which, D)."""
+    return value is not None and len(view.shape(value)) == 5
+
+
+def _heads_of(view: View, slot: int, size: int) -> Parts:
+    """Where the heads lie at an input of a MultiHeadAttention."""
+    value = view.input(slot)
+    if _is_packed(view, value):
+        return ((view.axis(value, 2), (KV,), 0), (view.axis(value, 4), (D,), 0))
+    return split(view, value, (KV,), size)
 
 
 @couples("MultiHeadAttention", domain=_VENDOR)
@@ -157,7 +182,7 @@ def multi_head_attention(view: View) -> Iterator[Fact]:
 
     Forward:  Attention of Q + b_q, K + b_k, V + b_v, with b = [b_q, b_k, b_v]
     Couples:  as Attention with one query head per key head; b.0 = (KV, D), (KV, D), (KV, E) one
-              behind the other
+              behind the other. Where keys and values come in one value, heads keep their sizes
     """
     sizes = _separate(view)
     if sizes is None:
@@ -166,9 +191,9 @@ def multi_head_attention(view: View) -> Iterator[Fact]:
     bias, second = view.input(3), sizes[KV] * sizes[D]
     outputs = [*view.node.outputs, None, None]
     parts = (
-        *split(view, view.input(0), (KV,), D),
-        *split(view, view.input(1), (KV,), D),
-        *split(view, view.input(2), (KV,), E),
+        *_heads_of(view, 0, D),
+        *_heads_of(view, 1, D),
+        *_heads_of(view, 2, E),
         *over_scores(view, 5, sizes[KV]),
         *split(view, view.input(6), (KV,), D),
         *split(view, view.input(7), (KV,), E),
@@ -181,7 +206,8 @@ def multi_head_attention(view: View) -> Iterator[Fact]:
         parts += tuple((view.axis(bias, 0), (KV, atom), start) for atom, start in starts)
         yield Inner(view.axis(bias, 0))
     cached = outputs[1] is not None and bool(outputs[1].name)
-    yield choice(view, sizes, parts, frozenset([D] if cached else []))
+    together = any(_is_packed(view, view.input(slot)) for slot in (0, 1))
+    yield choice(view, sizes, parts, frozenset((D, E) if together else (D,) if cached else ()))
     yield from rest(view, parts)
 
 
@@ -189,16 +215,24 @@ def multi_head_attention(view: View) -> Iterator[Fact]:
 def resize_multi_head_attention(edit: Edit) -> None:
     """The number of heads that were kept; the scale of the original head size."""
     sizes = _separate(edit.view)
-    if sizes is not None:
-        heads, size = left(edit, edit.view.input(0), sizes[KV], sizes[D])
-        edit.view.node.attributes.add(ir.AttrInt64("num_heads", heads))
-        keep_scale(edit.view, sizes[D], size)
+    query = edit.view.input(0)
+    if sizes is None or query is None:
+        return
+    if _is_packed(edit.view, query):
+        heads, size = edit.size_after(query, 2) or sizes[KV], sizes[D]
+    else:
+        heads, size = left(edit, query, sizes[KV], sizes[D])
+    edit.view.node.attributes.add(ir.AttrInt64("num_heads", heads))
+    keep_scale(edit.view, sizes[D], size)
 
 
 @macs("MultiHeadAttention", domain=_VENDOR)
 def multi_head_attention_macs(view: View) -> int:
     """What Attention does."""
-    return score_macs(view, _separate(view), view.input(0), view.input(1))
+    query = view.input(0)
+    if _is_packed(view, query) or view.input(1) is None:
+        return 0  # sizes of positions stand elsewhere
+    return score_macs(view, _separate(view), query, view.input(1))
 
 
 @mimics("MultiHeadAttention", domain=_VENDOR)
@@ -206,8 +240,11 @@ def like_multi_head_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | 
     """(B, S, width of the values), for values of three axes; caches grow along the positions."""
     inputs = [*node.inputs, *[None] * 8]
     query, key, value = inputs[:3]
-    if key is None or value is None:
-        return [None]
+    if key is None:  # (B, S, heads, 3, D)
+        one = e.op("Gather", query, e.constant(np.array(0)), axis=3)
+        return [e.op("Reshape", one, e.integers(0, 0, -1))]
+    if value is None:  # keys and values as one, of the sizes of the queries
+        return [e.op("Identity", query)]
     heads = node.attributes["num_heads"].value
     made = e.op("Einsum", query, value, equation="bsd,bte->bse")
     return [made, *_caches(e, key, value, inputs[6:8], heads)]
@@ -230,11 +267,30 @@ def _caches(
 
 
 def _shared(view: View) -> HeadSizes | None:
-    """KV, R, D, E of a GroupQueryAttention; None where queries, keys and values are packed."""
+    """KV, R, D, E of a GroupQueryAttention, whose queries, keys and values may come as one."""
     data = [view.input(slot) for slot in range(3)]
-    if any(value is None for value in data):
+    heads, groups = view.attribute("num_heads"), view.attribute("kv_num_heads")
+    if data[1] is not None:
+        return None if data[2] is None else grouped(view, heads, groups, data)
+    width, parts = view.shape(data[0])[-1], (heads or 0) + 2 * (groups or 0)
+    if not groups or heads % groups or width is None or width % parts:
         return None
-    return grouped(view, view.attribute("num_heads"), view.attribute("kv_num_heads"), data)
+    return groups, heads // groups, width // parts, width // parts
+
+
+def _shared_inputs(view: View, sizes: HeadSizes) -> Parts:
+    """Where the heads lie in queries, keys and values, packed one behind the other or not."""
+    if view.input(1) is not None:
+        pairs = zip((QUERY, (KV,), (KV,)), (D, D, E), strict=True)
+        return tuple(
+            part
+            for slot, (heads, size) in enumerate(pairs)
+            for part in split(view, view.input(slot), heads, size)
+        )
+    axis = view.axis(view.input(0), -1)
+    keys = sizes[KV] * sizes[R] * sizes[D]
+    values = keys + sizes[KV] * sizes[D]
+    return ((axis, (*QUERY, D), 0), (axis, (KV, D), keys), (axis, (KV, E), values))
 
 
 @couples("GroupQueryAttention", domain=_VENDOR)
@@ -242,7 +298,8 @@ def group_query_attention(view: View) -> Iterator[Fact]:
     """Couple the heads of queries, keys, values, caches and the output.
 
     Forward:  Attention with a cache that is always put out; rotates queries and keys where asked
-    Couples:  as Attention; heads keep their sizes
+    Couples:  as Attention; heads keep their sizes. Packed, the last axis is (KV, R, D), (KV, D),
+              (KV, E) one behind the other
     """
     sizes = _shared(view)
     if sizes is None:
@@ -250,10 +307,10 @@ def group_query_attention(view: View) -> Iterator[Fact]:
         return
     y, *presents = [*view.node.outputs, None, None][:3]
     parts: Parts = (
-        *split(view, view.input(0), QUERY, D),
+        *_shared_inputs(view, sizes),
         *split(view, y, QUERY, E),
-        *(part for slot in (1, 3) for part in split(view, view.input(slot), (KV,), D)),
-        *(part for slot in (2, 4) for part in split(view, view.input(slot), (KV,), E)),
+        *split(view, view.input(3), (KV,), D),
+        *split(view, view.input(4), (KV,), E),
         *split(view, presents[0], (KV,), D),
         *split(view, presents[1], (KV,), E),
     )
@@ -265,11 +322,16 @@ def group_query_attention(view: View) -> Iterator[Fact]:
 def resize_group_query_attention(edit: Edit) -> None:
     """Both numbers of heads."""
     view, sizes = edit.view, _shared(edit.view)
-    if sizes is not None:
-        query, _ = left(edit, view.input(0), sizes[KV] * sizes[R], sizes[D])
+    if sizes is None:
+        return
+    query, _ = left(edit, view.input(0), sizes[KV] * sizes[R], sizes[D])
+    if view.input(1) is not None:
         key, _ = left(edit, view.input(1), sizes[KV], sizes[D])
-        view.node.attributes.add(ir.AttrInt64("num_heads", query))
-        view.node.attributes.add(ir.AttrInt64("kv_num_heads", key))
+    else:
+        start = sizes[KV] * sizes[R] * sizes[D]
+        key, _ = left(edit, view.input(0), sizes[KV], sizes[D], start=start)
+    view.node.attributes.add(ir.AttrInt64("num_heads", query))
+    view.node.attributes.add(ir.AttrInt64("kv_num_heads", key))
 
 
 @macs("GroupQueryAttention", domain=_VENDOR)
@@ -281,11 +343,18 @@ def group_query_attention_macs(view: View) -> int:
 @mimics("GroupQueryAttention", domain=_VENDOR)
 def like_group_query_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """The sizes of the queries; caches grow along the positions."""
-    query, key, value, *past = [*node.inputs, None, None][:5]
-    if query is None or key is None or value is None:
-        return [None]
-    heads = node.attributes["kv_num_heads"].value
-    return [e.op("Identity", query), *_caches(e, key, value, past, heads)]
+    query, key, value, *past = [*node.inputs, *[None] * 4][:5]
+    heads, groups = (node.attributes[name].value for name in ("num_heads", "kv_num_heads"))
+    if key is None or value is None:
+        parted = e.op("Reshape", query, e.integers(0, 0, heads + 2 * groups, -1))
+        sizes = [heads, groups, groups]
+        names = [f"{e.prefix}/{part}" for part in ("query", "key", "value")]
+        if e.opset >= 13:
+            cut = e.ops("Split", parted, e.integers(*sizes), outputs=names, axis=2)
+        else:
+            cut = e.ops("Split", parted, outputs=names, axis=2, split=sizes)
+        query, key, value = (e.op("Reshape", part, e.integers(0, 0, -1)) for part in cut)
+    return [e.op("Identity", query), *_caches(e, key, value, past, groups)]
 
 
 @couples("RotaryEmbedding", domain=_VENDOR)

@@ -11,9 +11,10 @@ from graphs import array, coupled, feeds, model, straight, view
 from onnx.reference import ReferenceEvaluator
 from strategies import random_plan
 
-from onnxprune.base import Array, Plan
+from onnxprune.base import Array, Axis, Plan
 from onnxprune.graph.cost import macs
 from onnxprune.graph.groups import Analysis, analyze
+from onnxprune.model import constant
 from onnxprune.rewrite.prune import prune
 from onnxprune.rewrite.reference import reference
 from onnxprune.runtime.verify import agreement, compare
@@ -433,3 +434,66 @@ def test_a_scale_computed_from_the_head_size_stays() -> None:
     assert [group.size for group in analysis.groups] == [4, 4]
     keep = {"q": np.array([True, False, False, True]), "v": np.array([True, True, False, True])}
     agreeing_and_changed(network, analysis, Plan(keep=keep), feeds(network))
+
+
+PACKED_SHARED = """(float[N, 5, 8] x, int32[N] lengths, int32[1] total) => ({outputs})
+<float[8, 128] w, float[64, 2] o> {{
+    a = MatMul(x, w)
+    h, nk, nv = com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(
+        a, , , , , lengths, total)
+    y = MatMul(h, o)
+}}"""
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("outputs", ["float[N, 5, 2] y"])
+def test_packed_group_query_attention_loses_key_heads(outputs: str) -> None:
+    """Queries of 4 heads, keys and values of 2, all of size 16, in one value."""
+    network = fused(PACKED_SHARED.format(outputs=outputs))
+    analysis = analyze(network)
+    (group,) = analysis.groups
+    assert group.size == 2
+    first = [*range(32), *range(64, 80), *range(96, 112)]
+    assert group.member(Axis("w", 1)).index[0].tolist() == first
+    assert group.member(Axis("o", 0)).index[1].tolist() == list(range(32, 64))
+    data = feeds(network, batch=3)
+    data |= {"lengths": np.full(3, 4, np.int32), "total": np.array([5], np.int32)}
+    smaller = agreeing_and_changed(network, analysis, chosen(analysis, 0), data)
+    node = view(smaller, "GroupQueryAttention").node
+    assert [node.attributes[n].value for n in ("num_heads", "kv_num_heads")] == [2, 1]
+
+
+TOGETHER = """(float[N, 4, 6] x) => (float[N, 4, 2] y) <float[6, 36] w, float[12, 2] o> {
+    a = MatMul(x, w)
+    p = Reshape(a, five)
+    h = com.microsoft.MultiHeadAttention<num_heads = 3>(p)
+    y = MatMul(h, o)
+}"""
+PAIRS = """(float[N, 4, 6] x) => (float[N, 4, 2] y)
+<float[6, 12] u, float[6, 24] w, float[12, 2] o> {
+    q = MatMul(x, u)
+    a = MatMul(x, w)
+    p = Reshape(a, five)
+    h = com.microsoft.MultiHeadAttention<num_heads = 3>(q, p)
+    y = MatMul(h, o)
+}"""
+
+
+@pytest.mark.parametrize(("text", "count"), [(TOGETHER, 3), (PAIRS, 2)])
+def test_packed_multi_head_attention_loses_heads(text: str, count: int) -> None:
+    """(B, S, heads, which, head size): a fifth axis tells queries, keys and values apart."""
+    network = model(text, vendor=True, five=[0, 0, 3, count, 4])
+    analysis = analyze(network)
+    (group,) = analysis.groups
+    assert group.size == 3
+    width = 4 * count
+    assert group.member(Axis("w", 1)).index[1].tolist() == list(range(width, 2 * width))
+    assert group.member(Axis("o", 0)).index[1].tolist() == list(range(4, 8))
+    plan = Plan(keep={group.name: np.array([True, False, True])})
+    smaller = prune(network, analysis, plan).model
+    assert view(smaller, "MultiHeadAttention").node.attributes["num_heads"].value == 2
+    assert array(smaller, "o").shape == (8, 2)
+    (reshaped,) = [node for node in smaller.graph if node.op_type == "Reshape"]
+    target = constant(reshaped.inputs[1])
+    assert target is not None
+    assert target.tolist() == [0, 0, 2, count, 4]
