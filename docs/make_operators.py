@@ -40,6 +40,19 @@ reason.
 * **gradient**: how training gets through it: by the *engine*; *rewritten* in operators the engine
   can differentiate, in the forms that need it; by a rule of our *own*; *flat* (its slope is 0).
   Nothing: parameters in front of it are not trained.
+
+Frozen on purpose, because nothing static is known of what they take or give:
+
+* sequences and optional values (SequenceAt, SequenceInsert, SplitToSequence, ConcatFromSequence,
+  SequenceMap, Optional and their like): the tensors inside may differ in size;
+* text and files (StringSplit, TfIdfVectorizer, ImageDecoder and their like): no parameters before
+  them;
+* trees, support vectors and linear models of ai.onnx.ml: their weights are attributes, numbered by
+  feature;
+* operators of com.microsoft that only one kind of device runs and no exporter writes: layouts of a
+  device (NhwcConv, QOrdered and NCHWc operators), packed or paged attention, mixtures of experts,
+  weights in blocks of 4 bits along both axes (MatMulBnb4, GatherBlockQuantized), QAttention, loops
+  that generate text (BeamSearch, GreedySearch).
 """
 
 

@@ -18,6 +18,7 @@ from onnxprune.ops import (
     matmul,
     normalization,
     pooling,
+    qlinear,
     quantize,
     recurrent,
     reduction,
@@ -25,6 +26,7 @@ from onnxprune.ops import (
     resize,
     scatter,
     shape,
+    signal,
     space,
 )
 
@@ -42,6 +44,7 @@ __all__ = [
     "matmul",
     "normalization",
     "pooling",
+    "qlinear",
     "quantize",
     "recurrent",
     "reduction",
@@ -49,5 +52,6 @@ __all__ = [
     "resize",
     "scatter",
     "shape",
+    "signal",
     "space",
 ]

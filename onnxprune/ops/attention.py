@@ -165,8 +165,12 @@ def attention(view: View) -> Iterator[Fact]:
 @resizes("Attention")
 def resize_attention(edit: Edit) -> None:
     """Head counts of what was kept; the scale of the original head size."""
+    resize_heads(edit, _onnx_heads(edit.view))
+
+
+def resize_heads(edit: Edit, sizes: HeadSizes | None) -> None:
+    """Write out how many heads are left, and the scale."""
     view = edit.view
-    sizes = _onnx_heads(view)
     if sizes is None:
         return
     query = left(edit, view.input(0), sizes[KV] * sizes[R], sizes[D])
@@ -278,3 +282,73 @@ def resize_rotary(edit: Edit) -> None:
         view.node.attributes.add(ir.AttrInt64("num_heads", heads))
     if pairs and view.attribute("rotary_embedding_dim", 0):
         view.node.attributes.add(ir.AttrInt64("rotary_embedding_dim", size))
+
+
+def _linear_heads(view: View) -> HeadSizes | None:
+    """KV, R, D, E of a LinearAttention."""
+    counts = [view.attribute(name) for name in ("q_num_heads", "kv_num_heads")]
+    return grouped(view, counts[0], counts[1], [view.input(slot) for slot in range(3)])
+
+
+def _state(view: View, value: ir.Value | None) -> Parts:
+    """A matrix per head: (B, KV, D, E)."""
+    if value is None or not value.name:
+        return ()
+    atoms = zip((1, 2, 3), (KV, D, E), strict=True)
+    return tuple((view.axis(value, place), (atom,), 0) for place, atom in atoms)
+
+
+def _per_head(view: View, slot: int, sizes: HeadSizes) -> Parts:
+    """A gate has a number per key head, or per index of each; of size 1 it has one for all."""
+    value = view.input(slot)
+    if value is None or view.size(view.axis(value, 2)) == 1:
+        return ()
+    whole = view.size(view.axis(value, 2)) == sizes[KV] * sizes[D]
+    return ((view.axis(value, 2), (KV, D) if whole else (KV,), 0),)
+
+
+@couples("LinearAttention")
+def linear_attention(view: View) -> Iterator[Fact]:
+    """Couple the heads of queries, keys, values, gates, states and output.
+
+    Forward:  S_t = decay_t S_(t-1) + k_t v_t^T (delta rules: v_t less what S recalls for k_t);
+              y_t = scale q_t^T S_t;  scale = 1 / sqrt(D)
+    Couples:  Q = (KV, R, D), K = (KV, D), V = (KV, E), Y = (KV, R, E), states.1 = KV, .2 = D,
+              .3 = E, gates = KV or (KV, D); batch one to one
+    """
+    sizes = _linear_heads(view)
+    if sizes is None:
+        yield from frozen(view)
+        return
+    y, *others = view.node.outputs
+    state = others[0] if others and others[0].name else None
+    parts = (
+        *split(view, view.input(0), QUERY, D),
+        *split(view, view.input(1), (KV,), D),
+        *split(view, view.input(2), (KV,), E),
+        *_state(view, view.input(3)),
+        *_per_head(view, 4, sizes),
+        *_per_head(view, 5, sizes),
+        *split(view, y, QUERY, E),
+        *_state(view, state),
+    )
+    cached = view.input(3) is not None or (state is not None and bool(state.uses()))
+    cached = cached or (state is not None and state.is_graph_output())
+    yield choice(view, sizes, parts, frozenset([D] if cached else []))
+    yield from rest(view, parts)
+
+
+@resizes("LinearAttention")
+def resize_linear_attention(edit: Edit) -> None:
+    """Head counts of what was kept; the scale of the original head size."""
+    resize_heads(edit, _linear_heads(edit.view))
+
+
+@macs("LinearAttention")
+def linear_attention_macs(view: View) -> int:
+    """Per position: each key head's state is written, and read by its query heads."""
+    sizes = _linear_heads(view)
+    if sizes is None:
+        return 0
+    positions = view.shape(view.input(0))[1] or 1
+    return positions * sizes[KV] * (1 + sizes[R]) * sizes[D] * sizes[E]

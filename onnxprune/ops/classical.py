@@ -28,6 +28,34 @@ def prepare(view: View) -> Iterator[Fact]:
         yield from view.fixed(value, *range(min(rank - 1, 1), rank))
 
 
+@couples("CategoryMapper", "LabelEncoder", domain=_DOMAIN)
+def encode(view: View) -> Iterator[Fact]:
+    """Couple every axis one to one.
+
+    Forward:  y[...] = table[x[...]]
+    Couples:  (x, p)[i] <-> (y, p)[i]
+    """
+    x, y = view.input(0), view.output()
+    for position in range(len(view.shape(x))):
+        yield from view.equal(view.axis(x, position), view.axis(y, position))
+
+
+@couples("ArrayFeatureExtractor", domain=_DOMAIN)
+def extract(view: View) -> Iterator[Fact]:
+    """Couple all axes but that of the features, which are numbered.
+
+    Forward:  y[..., k] = x[..., indices[k]]
+    Couples:  (x, p)[i] <-> (y, p)[i] on the other axes
+    """
+    x, y = view.input(0), view.output()
+    rank = len(view.shape(x))
+    for position in range(rank - 1):
+        yield from view.equal(view.axis(x, position), view.axis(y, position))
+    yield from view.fixed(x, rank - 1)
+    yield from view.fixed(y, len(view.shape(y)) - 1)
+    yield from view.fixed(view.input(1), *range(len(view.shape(view.input(1)))))
+
+
 @mimics("Binarizer", "Imputer", "Normalizer", "Scaler", domain=_DOMAIN)
 def like_cast(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """The sizes of the input."""

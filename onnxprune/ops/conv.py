@@ -21,7 +21,8 @@ from onnxprune.ops.registry import (
 )
 from onnxprune.ops.trace import Kind, Trace, TraceView
 
-parameters("Conv", "ConvTranspose", slots={1: Role.WEIGHT, 2: Role.AFFINE})
+parameters("DeformConv", slots={1: Role.WEIGHT, 3: Role.AFFINE})
+parameters("Conv", "ConvTranspose", "CausalConvWithState", slots={1: Role.WEIGHT, 2: Role.AFFINE})
 
 
 @couples("Conv")
@@ -100,7 +101,48 @@ def _rest(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[Fact]:
         yield from view.fixed(value, *spatial)
 
 
-@resizes("Conv", "ConvTranspose")
+@couples("DeformConv")
+def deformed(view: View) -> Iterator[Fact]:
+    """Couple as Conv does; offsets and masks are per position, and per group of input channels.
+
+    Forward:  as Conv, of x read at positions moved by `offset` and weighted by `mask`
+    Couples:  as Conv; with several groups of offsets the input channels keep their places
+    """
+    x, bias = view.input(0), view.input(3)
+    yield from convolution(view, x, view.input(1))
+    if bias is not None:
+        yield from view.equal(view.axis(bias, 0), view.axis(view.output(), 1))
+    if view.attribute("offset_group", 1) != 1:
+        yield from view.fixed(x, 1)
+    for slot in (2, 4):
+        value = view.input(slot)
+        if value is not None:
+            yield from view.equal(view.axis(value, 0), view.axis(x, 0))
+            yield from view.fixed(value, *range(1, len(view.shape(value))))
+
+
+@couples("CausalConvWithState")
+def causal_conv(view: View) -> Iterator[Fact]:
+    """Couple channels with their kernels, biases and states.
+
+    Forward:  y[n, c, t] = f(b[c] + sum_i w[c, 0, i] * z[n, c, t + i]), z = state and x in a row
+    Couples:  x.C <-> y.C <-> w.0 <-> b <-> states.C;  batch one to one
+    """
+    x, y = view.input(0), view.output()
+    states = [view.input(3), *(value for value in view.node.outputs[1:] if value.name)]
+    for value in (view.input(1), view.input(2)):
+        if value is not None:
+            yield from view.equal(view.axis(value, 0), view.axis(y, 1))
+            yield from view.fixed(value, *range(1, len(view.shape(value))))
+    for value in (x, *states):
+        if value is not None:
+            yield from view.equal(view.axis(value, 0), view.axis(y, 0))
+            yield from view.equal(view.axis(value, 1), view.axis(y, 1))
+            yield from view.fixed(value, 2)
+    yield from view.fixed(y, 2)
+
+
+@resizes("Conv", "ConvTranspose", "DeformConv")
 def regroup(edit: Edit) -> None:
     """`group` follows from the channels that were kept: their number over inputs per group."""
     view = edit.view
@@ -109,7 +151,7 @@ def regroup(edit: Edit) -> None:
     x, w = view.input(0), view.input(1)
     assert x is not None
     assert w is not None
-    if view.node.op_type == "Conv":
+    if view.node.op_type != "ConvTranspose":
         channels, per_group = edit.size_after(x, 1), edit.size_after(w, 1)
     else:
         channels, per_group = edit.size_after(view.output(), 1), edit.size_after(w, 1)
@@ -117,7 +159,7 @@ def regroup(edit: Edit) -> None:
         view.node.attributes.add(ir.AttrInt64("group", channels // per_group))
 
 
-@macs("Conv")
+@macs("Conv", "DeformConv", "CausalConvWithState")
 def conv_macs(view: View) -> int:
     """Batch x output positions x output channels x (inputs per group x kernel)."""
     return kernel_macs(view, 1)

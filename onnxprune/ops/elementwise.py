@@ -16,7 +16,7 @@ _LOGIC = (
     "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal", "Greater", "GreaterOrEqual", "Less",
     "LessOrEqual", "Or", "Xor",
 )  # fmt: skip
-_VARIADIC = ("Max", "Min", "Sum", "Mean")
+_VARIADIC = ("Max", "Min", "Sum", "Mean", "SwiGLU")
 
 parameters("Add", "Sub", "Mul", slots={0: Role.AFFINE, 1: Role.AFFINE})
 parameters("PRelu", slots={1: Role.AFFINE})

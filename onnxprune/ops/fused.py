@@ -35,7 +35,7 @@ _KINDS = {"Relu": Kind.HOMOGENEOUS, "Tanh": Kind.ODD, "Sigmoid": Kind.SIGMOID}
 
 parameters("FusedConv", slots={1: Role.WEIGHT, 2: Role.AFFINE}, domain=_VENDOR)
 parameters("FusedGemm", slots={1: Role.WEIGHT, 2: Role.AFFINE}, domain=_VENDOR)
-parameters("FusedMatMul", slots={0: Role.WEIGHT, 1: Role.WEIGHT}, domain=_VENDOR)
+parameters("FusedMatMul", "TransposeMatMul", slots={0: Role.WEIGHT, 1: Role.WEIGHT}, domain=_VENDOR)
 parameters(
     "EmbedLayerNormalization",
     slots={2: Role.TABLE, 3: Role.TABLE, 4: Role.TABLE, 5: Role.SCALE, 6: Role.AFFINE},
@@ -62,7 +62,7 @@ def fused_gemm(view: View) -> Iterator[Fact]:
     yield from gemm(view)
 
 
-@couples("FusedMatMul", domain=_VENDOR)
+@couples("FusedMatMul", "TransposeMatMul", domain=_VENDOR)
 def fused_matmul(view: View) -> Iterator[Fact]:
     """Couple the axes of a batched matrix product whose operands are transposed on the way.
 
@@ -133,7 +133,7 @@ macs("FusedConv", domain=_VENDOR)(conv_macs)
 macs("FusedGemm", domain=_VENDOR)(gemm_macs)
 
 
-@macs("FusedMatMul", domain=_VENDOR)
+@macs("FusedMatMul", "TransposeMatMul", domain=_VENDOR)
 def fused_matmul_macs(view: View) -> int:
     """Output size x K; dynamic sizes counted as 1."""
     inner = view.shape(view.input(0))[_arranged(view, 0)[-1]] or 1
@@ -158,7 +158,7 @@ def _has_known_bias(view: View) -> bool:
     return view.input(2) is None or view.is_constant(2)
 
 
-@absorbs("FusedMatMul", domain=_VENDOR)
+@absorbs("FusedMatMul", "TransposeMatMul", domain=_VENDOR)
 def fused_matmul_absorber(view: View, slot: int) -> Absorber | None:
     """A constant right-hand matrix absorbs the columns of the left-hand data."""
     if slot != 0 or not view.is_constant(1) or len(view.shape(view.input(1))) != 2:
@@ -179,7 +179,7 @@ def fused_gemm_shift(edit: Edit, vector: Floats) -> None:
     gemm_shift(edit, vector)
 
 
-@shifts("FusedMatMul", domain=_VENDOR)
+@shifts("FusedMatMul", "TransposeMatMul", domain=_VENDOR)
 def fused_matmul_shift(edit: Edit, vector: Floats) -> None:
     """An Add behind, after alpha."""
     rank = len(edit.view.shape(edit.view.output()))
@@ -241,7 +241,7 @@ def like_conv(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     return [e.op("Conv", *node.inputs[:3], **_taken(node, *names))]
 
 
-@mimics("FusedMatMul", domain=_VENDOR)
+@mimics("FusedMatMul", "TransposeMatMul", domain=_VENDOR)
 def like_matmul(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """The sizes of the product of the operands in their usual order, whatever their ranks."""
     operands = []

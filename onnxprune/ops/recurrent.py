@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Coupling, Fact, Floats, Inner
+from onnxprune.base import Axis, Coupling, Fact, Floats, Inexact, Inner
+from onnxprune.emit import Emitter
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.registry import (
     Role,
@@ -16,6 +17,7 @@ from onnxprune.ops.registry import (
     arange,
     couples,
     macs,
+    mimics,
     parameters,
     resizes,
 )
@@ -129,3 +131,48 @@ def recurrent_shift(edit: Edit, vector: Floats) -> None:
         units = edit.view.size(edit.view.axis(r, 2)) or 1
         blocks = np.arange(whole.shape[1] // units)[:, None] * units
         edit.kept[Axis(made.name or "", 1)] = (blocks + kept[None]).reshape(-1)
+
+
+@couples("DynamicQuantizeLSTM", domain="com.microsoft")
+def quantized_lstm(view: View) -> Iterator[Fact]:
+    """Couple as LSTM does; weights lie the other way round, with scales per row of the gates.
+
+    Forward:  LSTM with W (directions, I, 4 H) and R (directions, H, 4 H) of 8 bits, and x and h
+              quantized at every step to their own range
+    Couples:  X.I <-> W.1;  R.1[i] <-> W.2, R.2, B.1, P.1, scales.1, zero points.1 [every n with
+              n mod H = i] <-> Y.H, Y_h.H, Y_c.H, initial_h.H, initial_c.H [i];  batch one to one
+    Inexact:  along inputs and units, which the ranges depend on
+    """
+    x, r = view.input(_X), view.input(_R)
+    hub = view.axis(r, 1)
+    yield Inner(hub)
+    yield from view.equal(view.axis(x, 2), view.axis(view.input(_W), 1))
+    for axis in (hub, view.axis(x, 2)):
+        yield Inexact(axis, view.key, "the range of all values")
+    stacked = [(_W, 2), (_R, 2), (_B, 1), (_P, 1), *((slot, 1) for slot in range(8, 12))]
+    for slot, position in stacked:
+        value = view.input(slot)
+        if value is not None:
+            yield from view.fixed(value, 0)
+            if len(view.shape(value)) > 1:
+                yield from _stacked(view, view.axis(value, position), hub)
+    for value in _data(view):
+        yield from view.equal(view.axis(value, -1), hub)
+    yield from _batch_and_time(view)
+
+
+@resizes("DynamicQuantizeLSTM", domain="com.microsoft")
+def resize_quantized(edit: Edit) -> None:
+    """`hidden_size` is the number of units that were kept."""
+    kept = edit.kept_at(edit.view.input(_R), 1)
+    if kept is not None:
+        edit.view.node.attributes.add(ir.AttrInt64("hidden_size", len(kept)))
+
+
+@mimics("DynamicQuantizeLSTM", domain="com.microsoft")
+def like_lstm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
+    """The sizes of an LSTM of the same number of units."""
+    names = [f"{e.prefix}/{part}" for part in ("Y", "Y_h", "Y_c")]
+    wanted = [name for name in ("hidden_size", "direction") if name in node.attributes]
+    given = {name: node.attributes[name].value for name in wanted}
+    return e.ops("LSTM", node.inputs[0], None, None, outputs=names, **given)[: len(node.outputs)]

@@ -87,12 +87,24 @@ def softmax(view: View) -> Iterator[Fact]:
     yield from mixed(view, [axis] if view.opset >= 13 else range(axis, rank))
 
 
-@couples("ArgMax", "ArgMin", "TopK", "CumSum")
+@couples("SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
+def loss(view: View) -> Iterator[Fact]:
+    """Freeze everything: classes have a meaning.
+
+    Forward:  y = mean of -weight[label] log p[label]
+    Couples:  nothing
+    """
+    for value in (*view.node.inputs, *view.node.outputs):
+        if value is not None and value.name:
+            yield from view.fixed(value, *range(len(view.shape(value))))
+
+
+@couples("ArgMax", "ArgMin", "TopK", "CumSum", "CumProd")
 def select(view: View) -> Iterator[Fact]:
     """Couple the other axes; along `axis` the position is the answer, so it keeps its size."""
     x = view.input(0)
     rank = len(view.shape(x))
-    if view.node.op_type == "CumSum":
+    if view.node.op_type in ("CumSum", "CumProd"):
         array = view.constant(1)
         axes = range(rank) if array is None else [int(array.reshape(-1)[0]) % rank]
     else:

@@ -95,11 +95,13 @@ def refill(edit: Edit) -> None:
     edit.sizes(0)
 
 
-@couples("Range", "EyeLike", "RandomNormal", "RandomUniform")
+@couples("Range", "EyeLike", "RandomNormal", "RandomUniform", "RandomNormalLike")
+@couples("RandomUniformLike", "Bernoulli", "Multinomial")
 def generated(view: View) -> Iterator[Fact]:
     """Freeze what is generated: the value depends on the position.
 
-    Forward:  y[i] = start + i * delta; ones on a diagonal; random numbers
+    Forward:  y[i] = start + i * delta; ones on a diagonal; random numbers, of which another size
+              draws others
     Couples:  nothing
     """
     for value in (*view.node.inputs, view.output()):
