@@ -139,12 +139,19 @@ def lines(event: Event) -> list[str]:
     return []
 
 
+def _checked(event: Pruned) -> str:
+    if event.verified == "off":
+        return "not checked"
+    how = " in parts" if event.verified == "parts" else ""
+    return f"checked{how}: {event.error:.1e} <= {event.tolerance:.1e}"
+
+
 def _pruned_lines(event: Pruned) -> list[str]:
     count = sum(event.removed.values())
     found = [
         f"step {event.step}  removed {count} units ({event.exact} exactly) from "
         f"{len(event.removed)} groups  parameters {human(event.parameters)}  "
-        f"checked: {event.error:.1e} <= {event.tolerance:.1e}"
+        f"{_checked(event)}"
     ]
     if event.bounded and math.isfinite(event.change):
         found[0] += f"  expected change {100 * event.change:.2g} %"

@@ -14,7 +14,7 @@ import click
 from onnxprune.data import LAYOUTS
 from onnxprune.methods.allocation import ALLOCATIONS
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
-from onnxprune.oneshot.config import PruneConfig
+from onnxprune.oneshot.config import VERIFICATIONS, PruneConfig
 from onnxprune.training.config import PROVIDERS
 
 from . import _render
@@ -55,6 +55,11 @@ _OPTIONS = (
         "--compensate/--no-compensate",
         default=True,
         help="With --data, whether biases take over the means of removed units.",
+    ),
+    _option(
+        "verify",
+        type=VERIFICATIONS,
+        help="How to check the result: in parts takes little memory, for large models.",
     ),
     _option("strict", is_flag=True, help="Fail and write nothing when the target is missed."),
     click.option(

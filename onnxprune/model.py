@@ -24,11 +24,13 @@ from onnxprune.errors import InvalidModelError, ModelError
 from onnxprune.scopes import name_all_values
 from onnxprune.storage import free_data_name, move_into_place, remove_data
 from onnxprune.tensors import (
+    Stored,
     all_nodes,
     constant,
     constants,
     detach,
     is_constant,
+    keep,
     set_constant,
     tensor_of,
 )
@@ -40,10 +42,10 @@ __all__ = [
     "convert_opset",
     "evaluate",
     "external_files",
-    "file_size",
     "has_external_data",
     "in_memory",
     "is_constant",
+    "keep",
     "list_initializers",
     "load",
     "model_input",
@@ -55,6 +57,7 @@ __all__ = [
     "serialize",
     "set_constant",
     "shape_of",
+    "stored_size",
     "tensor_of",
     "trainable_dtype",
 ]
@@ -168,11 +171,13 @@ def external_files(path: str | os.PathLike[str]) -> frozenset[Path]:
 
 
 def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    """Of all graphs, in initializers and attributes."""
+    """Of all graphs, in initializers and attributes; also where only parts of them are kept."""
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+            tensor = value.const_value
+            tensor = tensor.source if isinstance(tensor, Stored) else tensor
+            if isinstance(tensor, ir.ExternalTensor):
+                yield tensor
     for node in all_nodes(model):
         for attribute in node.attributes.values():
             if _is_external(attribute):
@@ -202,7 +207,7 @@ def in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
 def has_external_data(model: ir.Model) -> bool:
     """Whether any initializer lives outside the model file."""
     return any(
-        isinstance(value.const_value, ir.ExternalTensor)
+        isinstance(value.const_value, ir.ExternalTensor | Stored)
         for graph in model.graphs()
         for value in graph.initializers.values()
     )
@@ -218,11 +223,9 @@ def nbytes(model: ir.Model) -> int:
     )
 
 
-def file_size(model: ir.Model) -> int:
-    """Bytes that `model` takes on disk, external data included."""
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        save(model, Path(folder) / "model.onnx")
-        return sum(file.stat().st_size for file in Path(folder).iterdir())
+def stored_size(path: str | os.PathLike[str]) -> int:
+    """Bytes that the model at `path` takes on disk, external data included."""
+    return os.path.getsize(path) + sum(file.stat().st_size for file in external_files(path))
 
 
 @contextlib.contextmanager

@@ -1,27 +1,32 @@
 """Arrays behind values: constants of a graph, whether initializers or Constant nodes.
 
 What is asked about a constant without its numbers (is it one, which type, which sizes) is answered
-without reading it: `tensor_of` for that, `constant` for the numbers.
+without reading it: `tensor_of` for that, `constant` for the numbers. Where these lie in a file they
+are mapped anew each time, and so leave memory with the array; what is kept of them (`Stored`) is
+read when it is written or looked at, not before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array
+from onnxprune.base import Array, Index
 from onnxprune.errors import ModelError
 from onnxprune.scopes import nodes, subgraphs
 
 __all__ = [
+    "Stored",
     "all_nodes",
     "constant",
     "constants",
     "detach",
     "is_constant",
+    "keep",
+    "numbers",
     "set_constant",
     "tensor_of",
 ]
@@ -66,8 +71,66 @@ def constant(value: ir.Value | None) -> Array | None:
     tensor = _constant_tensor(value)
     if tensor is None:
         return None
+    return numbers(tensor)
+
+
+def numbers(tensor: Any) -> Array:
+    """The array of a tensor; where it lies in a file, a mapping that goes with the array."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            tensor.dtype,
+            shape=tensor.shape,
+            name=tensor.name or "",
+            base_dir=tensor.base_dir,
+        )
     array: Array = tensor.numpy()
     return array
+
+
+class Stored(ir.LazyTensor):
+    """The indices that are kept of a tensor in a file; read whenever the numbers are asked for.
+
+    Attributes:
+        source: the tensor in the file.
+        kept: ascending indices per axis that loses some.
+    """
+
+    def __init__(self, source: ir.ExternalTensor, kept: Mapping[int, Index], name: str) -> None:
+        sizes = [len(kept[p]) if p in kept else n for p, n in enumerate(source.shape.numpy())]
+        super().__init__(self._read, dtype=source.dtype, shape=ir.Shape(sizes), name=name)
+        self.source, self.kept = source, kept
+
+    def _read(self) -> ir.Tensor[Any]:
+        array = _taken(numbers(self.source), self.kept)
+        return ir.Tensor(np.ascontiguousarray(array), dtype=self.dtype, name=self.name)
+
+
+def _taken(array: Array, kept: Mapping[int, Index]) -> Array:
+    for position, index in kept.items():
+        array = np.take(array, index, axis=position)
+    return array
+
+
+def keep(value: ir.Value, kept: Mapping[int, Index]) -> None:
+    """Keep some indices of an initializer or Constant node; what lies in a file stays unread.
+
+    Args:
+        value: changed in place.
+        kept: indices per axis that loses some.
+    """
+    tensor = tensor_of(value)
+    if isinstance(tensor, Stored):
+        before = tensor.kept
+        kept = {**before, **{p: before[p][i] if p in before else i for p, i in kept.items()}}
+        tensor = tensor.source
+    if not isinstance(tensor, ir.ExternalTensor) or value.producer() is not None:
+        set_constant(value, _taken(numbers(tensor), kept))
+        return
+    value.const_value = Stored(tensor, kept, value.name or "")
+    value.shape, value.dtype = ir.Shape(value.const_value.shape), tensor.dtype
 
 
 def constants(model: ir.Model) -> dict[str, ir.Value]:

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from graphs import model
 
-from onnxprune.model import constant, constants, is_constant, load, save, tensor_of
+from onnxprune.model import constant, constants, is_constant, keep, load, save, tensor_of
+from onnxprune.tensors import Stored
 
 TEXT = """(float[N, 6] x) => (float[N, 4] y) <float[6, 4] w>
 { c = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>() i = Identity(w) h = MatMul(x, i)
@@ -42,3 +43,30 @@ def test_small_numbers_survive_loading_and_saving(tmp_path: Path) -> None:
     kept = load(tmp_path / "again.onnx").graph.initializers
     np.testing.assert_array_equal(constant(kept["q"]).astype(np.int8), [[1, -2], [3, 7]])
     assert constant(kept["t"]).tolist() == [b"a", b"b"]
+
+
+def test_what_is_kept_of_a_tensor_in_a_file_is_read_when_it_is_written(tmp_path: Path) -> None:
+    network = model("(float[N, 40] x) => (float[N, 50] y) <float[40, 50] w> { y = MatMul(x, w) }")
+    save(network, tmp_path / "a.onnx", external=True)
+    value = load(tmp_path / "a.onnx").graph.initializers["w"]
+    array = np.array(constant(value))
+    rows, columns = np.arange(0, 40, 3), np.arange(5, 50, 2)
+    keep(value, {0: rows})
+    keep(value, {1: columns})
+    keep(value, {0: np.array([1, 4])})
+    assert isinstance(value.const_value, Stored)
+    assert tuple(value.const_value.shape) == (2, len(columns))
+    np.testing.assert_array_equal(constant(value), array[rows[[1, 4]]][:, columns])
+
+
+def test_a_model_of_parts_in_a_file_can_replace_that_file(tmp_path: Path) -> None:
+    network = model("(float[N, 40] x) => (float[N, 50] y) <float[40, 50] w> { y = MatMul(x, w) }")
+    file = tmp_path / "a.onnx"
+    save(network, file, external=True)
+    loaded = load(file)
+    array = np.array(constant(loaded.graph.initializers["w"]))
+    keep(loaded.graph.initializers["w"], {1: np.arange(20)})
+    save(loaded, file, external=True)
+    np.testing.assert_array_equal(constant(load(file).graph.initializers["w"]), array[:, :20])
+    np.testing.assert_array_equal(constant(loaded.graph.initializers["w"]), array[:, :20])
+    assert len(list(tmp_path.iterdir())) == 3  # what the loaded model reads is still there

@@ -6,8 +6,10 @@ is used: dequantized, transposed, normalized, where the file computes it from ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.base import Array, Axis, Choice, Coupling, Fact
 from onnxprune.graph.couplings import facts
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constant, constants, evaluate
+from onnxprune.model import constant, constants, evaluate, tensor_of
 from onnxprune.ops.registry import PARAMETERS, Role, View
 from onnxprune.scopes import nodes
 
@@ -27,18 +29,23 @@ class Weight:
     """A parameter at the slot of an operator, seen from one of its axes.
 
     Attributes:
-        array: its numbers.
+        read: gives its numbers; where they lie in a file, they are in memory as long as the array.
         op_type, slot: the operator that takes it, and where.
         role: of the slot (`ops.registry.Role`); AFFINE where the operator declares none.
         incoming: whether indices of the axis are made here (a filter) or read here (the column of
             a weight that meets the unit in the next layer).
     """
 
-    array: Array
+    read: Callable[[], Array]
     op_type: str
     slot: int
     role: str
     incoming: bool
+
+    @property
+    def array(self) -> Array:
+        """Its numbers."""
+        return self.read()
 
 
 def weights(model: ir.Model, analysis: Analysis) -> dict[Axis, Weight]:
@@ -62,14 +69,14 @@ def weights(model: ir.Model, analysis: Analysis) -> dict[Axis, Weight]:
     arrays = _arrays(model, fixed, {axis.value for axis in found})
     return {
         axis: Weight(
-            array=arrays[axis.value],
+            read=arrays[axis.value],
             op_type=view.node.op_type,
             slot=slot,
             role=_role(view, slot),
             incoming=incoming,
         )
         for axis, (view, slot, incoming) in found.items()
-        if axis.value in arrays and _counts(arrays[axis.value])
+        if axis.value in arrays
     }
 
 
@@ -135,9 +142,9 @@ def _made(node_facts: Sequence[Fact], outputs: set[str]) -> set[Axis]:
     return {axis for axis, _ in seen}
 
 
-def _counts(array: Array) -> bool:
+def _counts(dtype: np.dtype[Any]) -> bool:
     """Floating point, or int8 (whose zero point is 0 for weights); other integers are positions."""
-    return array.dtype.kind not in "biu" or array.dtype == np.int8
+    return dtype.kind not in "biu" or dtype == np.int8
 
 
 def _role(view: View, slot: int) -> str:
@@ -145,10 +152,14 @@ def _role(view: View, slot: int) -> str:
     return (declared() if declared is not None else {}).get(slot, Role.AFFINE)
 
 
-def _arrays(model: ir.Model, fixed: set[str], wanted: set[str]) -> dict[str, Array]:
-    """The numbers behind constants, and behind what is computed from constants."""
+def _arrays(model: ir.Model, fixed: set[str], wanted: set[str]) -> dict[str, Callable[[], Array]]:
+    """What gives the numbers behind constants, and behind what is computed from constants."""
     known = constants(model)
-    arrays = {name: _array(known[name]) for name in wanted if name in known}
+    arrays: dict[str, Callable[[], Array]] = {
+        name: partial(_array, known[name])
+        for name in wanted
+        if name in known and _counts(tensor_of(known[name]).dtype.numpy())
+    }
     chain = _chain(model, fixed, wanted - set(known))
     if chain:
         feeds = {
@@ -157,7 +168,10 @@ def _arrays(model: ir.Model, fixed: set[str], wanted: set[str]) -> dict[str, Arr
             for value in node.inputs
             if value is not None and value.name in known
         }
-        arrays |= evaluate(model, chain, feeds, sorted(wanted - set(known)))
+        made = evaluate(model, chain, feeds, sorted(wanted - set(known)))
+        for name, array in made.items():
+            if _counts(array.dtype):
+                arrays[name] = partial(np.asarray, array)
     return arrays
 
 

@@ -43,7 +43,7 @@ __all__ = [
     "variance",
 ]
 
-_PAIRS = 1 << 20  # units compared at a time: 8 MiB per array
+_BLOCK = 1 << 20  # numbers that are worked on at a time: 8 MiB
 
 Weights: TypeAlias = Mapping[Axis, Weight]
 Score: TypeAlias = Callable[[Group, Weights, Observations], "Floats | None"]
@@ -93,13 +93,11 @@ def magnitude(*, order: int = 2) -> Importance:
         raise ConfigError(f"magnitude: order {order}: expected 1 or 2")
 
     def score(group: Group, weights: Weights, _seen: Observations) -> Floats | None:
-        total = np.zeros(group.size)
-        held = list(_makers(group, weights))
-        for index, position, array in held:
-            magnitudes = np.abs(array.astype(np.float64)) ** order
-            others = tuple(axis for axis in range(array.ndim) if axis != position)
-            total += magnitudes.sum(axis=others)[index].sum(axis=1)
-        return _finite(np.sqrt(total) if order == 2 else total) if held else None
+        total, makers = np.zeros(group.size), 0
+        for index, position, array in _makers(group, weights):
+            total += _powers(array, position, order)[index].sum(axis=1)
+            makers += 1
+        return _finite(np.sqrt(total) if order == 2 else total) if makers else None
 
     return Importance(frozenset(), score)
 
@@ -121,7 +119,7 @@ def fpgm() -> Importance:
         rows = np.concatenate(parts, axis=1)
         square = np.einsum("ud,ud->u", rows, rows)
         total = np.empty(group.size)
-        step = max(_PAIRS // group.size, 1)
+        step = max(_BLOCK // group.size, 1)
         for start in range(0, group.size, step):
             some = slice(start, start + step)
             squared = square[some, None] + square[None, :] - 2 * (rows[some] @ rows.T)
@@ -222,6 +220,20 @@ def taylor_weight() -> Importance:
     `magnitude`).
     """
     return Importance(frozenset({Observable.SALIENCY}), _of_makers("saliency_square"))
+
+
+def _powers(array: Array, position: int, order: int) -> Floats:
+    """(C,) sum of |w|^order over all axes but one, some slices at a time."""
+    others = tuple(axis for axis in range(array.ndim) if axis != position)
+    total = np.zeros(array.shape[position])
+    step = max(_BLOCK * len(array) // max(array.size, 1), 1)
+    for start in range(0, len(array), step):
+        some = np.abs(array[start : start + step].astype(np.float64)) ** order
+        if position == 0:
+            total[start : start + step] = some.sum(axis=others)
+        else:
+            total += some.sum(axis=others)
+    return total
 
 
 def snip() -> Importance:

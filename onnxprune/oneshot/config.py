@@ -11,7 +11,11 @@ from onnxprune.methods.allocation import ALLOCATIONS
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.training.config import PROVIDERS, Target, check_pattern, parse_target
 
-__all__ = ["PruneConfig"]
+__all__ = ["VERIFICATIONS", "PruneConfig"]
+
+VERIFICATIONS = ("auto", "whole", "parts", "off")
+"""What `--verify` takes: parts runs the models stretch by stretch, with little of them in memory;
+auto is whole for models of up to 1.9 GB and parts for larger ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,7 @@ class PruneConfig:
         keep: regular expression searched in group names; these groups lose no unit.
         only: regular expression searched in group names; all other groups lose no unit.
         compensate: with data, let the consumers of removed units take over their means.
+        verify: a name in `VERIFICATIONS`: how what is left is compared with what it should compute.
         strict: refuse to write a model that misses the target.
         metadata: whether the recipe is also written into the model.
         input_shapes: sizes by input name, for axes the model leaves open.
@@ -47,6 +52,7 @@ class PruneConfig:
     keep: str | None = None
     only: str | None = None
     compensate: bool = True
+    verify: str = "auto"
     strict: bool = False
     metadata: bool = True
     input_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -75,6 +81,7 @@ class PruneConfig:
             "importance": (self.importance, WITHOUT_GRADIENTS),
             "allocation": (self.allocation, ALLOCATIONS),
             "layout": (self.layout, LAYOUTS),
+            "verify": (self.verify, VERIFICATIONS),
             "provider": (self.provider, PROVIDERS),
         }
         for name, (value, allowed) in choices.items():
@@ -97,6 +104,10 @@ class PruneConfig:
             )
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other; choose one")
+        if self.lossless and self.verify in ("parts", "off"):
+            raise ConfigError(
+                f"--lossless compares whole models on all data; leave out --verify {self.verify}"
+            )
         if self.recipe is not None and (self.keep is not None or self.only is not None):
             raise ConfigError("--recipe repeats a removal as it is; leave out --keep and --only")
         if self.target is not None:

@@ -62,13 +62,19 @@ class Examples:
         return sum(len(split) for split in self.parts)
 
     @property
+    def first_count(self) -> int:
+        """Examples in `first`."""
+        if self.data is None:
+            return len(self)
+        return self.static or min(_FIRST, len(self.data.train))
+
+    @property
     def first(self) -> dict[str, Array]:
         """One batch to verify removals on."""
         if self.data is None:
             return dict(self.made_up)
         split = self.data.train
-        count = self.static or min(_FIRST, len(split))
-        return _inputs(split.batch(np.arange(count) % len(split)))
+        return _inputs(split.batch(np.arange(self.first_count) % len(split)))
 
     def batches(self, *, everything: bool) -> Iterator[tuple[dict[str, Array], int]]:
         """Batches and how many examples of each count; a static last one is filled up.

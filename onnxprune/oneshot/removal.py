@@ -45,14 +45,26 @@ class Job:
     Attributes:
         config: the options.
         examples: data or made-up inputs.
-        device: where to verify; None when there is no runtime to verify with.
+        runtime: where models run; None when there is no runtime.
+        verified: how removals are: "whole", "parts" or "off" (`oneshot.verification`).
         unnamed: see `rewrite.recipe.record`.
     """
 
     config: PruneConfig
     examples: Examples
-    device: Device | None
+    runtime: Device | None
+    verified: str
     unnamed: frozenset[str]
+
+    @property
+    def device(self) -> Device | None:
+        """Where to verify; None when nothing is verified."""
+        return None if self.verified == "off" else self.runtime
+
+    @property
+    def parts(self) -> bool:
+        """Whether to verify stretch by stretch."""
+        return self.verified == "parts"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -190,10 +202,10 @@ def _scores(
 
 def _seen_at_consumers(model: ir.Model, analysis: Analysis, job: Job) -> Observations:
     """What says by which means to replace units; nothing when inputs are made up."""
-    if job.examples.data is None or job.device is None or not job.config.compensate:
+    if job.examples.data is None or job.runtime is None or not job.config.compensate:
         return {}
     axes = {consumer.axis for group in analysis.groups for consumer in group.consumers}
-    return observe(model, analysis, sorted(axes), REQUIRES, job.examples, device=job.device)
+    return observe(model, analysis, sorted(axes), REQUIRES, job.examples, device=job.runtime)
 
 
 def _kind(job: Job) -> str:
@@ -305,7 +317,9 @@ def _step(model: ir.Model, analysis: Analysis, plan: Plan, job: Job) -> _Step:
     if job.device is None:
         pruned = prune(model, analysis, plan)
     else:
-        checked = checked_prune(model, analysis, plan, job.examples.first, device=job.device)
+        checked = checked_prune(
+            model, analysis, plan, job.examples.first, device=job.device, parts=job.parts
+        )
         pruned, plan, exact = checked.pruned, checked.plan, checked.exact
         error, tolerance = checked.agreement.error, checked.agreement.allowed
         rolled_back = checked.rolled_back
@@ -320,6 +334,7 @@ def _step(model: ir.Model, analysis: Analysis, plan: Plan, job: Job) -> _Step:
         error=error,
         tolerance=tolerance,
         rolled_back=rolled_back,
+        verified=job.verified,
         parameters=cost.parameters(after),
         macs=cost.macs(after, analyzed),
         seconds=time.perf_counter() - started,

@@ -21,11 +21,10 @@ from onnxprune.errors import (
     InvariantError,
     MethodError,
     ModelError,
-    RuntimeUnavailableError,
 )
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import file_size, load, save, trainable_dtype
+from onnxprune.model import load, save, stored_size, trainable_dtype
 from onnxprune.oneshot.config import PruneConfig
 from onnxprune.oneshot.examples import Difference, Examples, differences, gather
 from onnxprune.oneshot.removal import (
@@ -36,12 +35,12 @@ from onnxprune.oneshot.removal import (
     to_target,
     without_loss,
 )
+from onnxprune.oneshot.verification import verification
 from onnxprune.reports import Event, Report, Size
 from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.recipe import METADATA, Recipe
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
-from onnxprune.runtime.session import Device, Runner, check_runtime, lowered_note
 from onnxprune.runtime.verify import compare
 from onnxprune.storage import write_text
 from onnxprune.training.config import output_path
@@ -126,11 +125,12 @@ def _prune(
     graph = untie(inlined)
     analysis = candidates(graph, config)
     examples = gather(graph, data, config)
-    device, notes = _device(graph, config, examples)
+    checks = verification(graph, config, examples)
     job = Job(
         config=config,
         examples=examples,
-        device=device,
+        runtime=checks.runtime,
+        verified=checks.how,
         unnamed=_unnamed(inlined, graph),
     )
     removal = _removed(graph, analysis, recipe, job)
@@ -140,7 +140,7 @@ def _prune(
         for event in removal.events:
             on_event(event)
     _write(result, loaded, target, Path(model).name, job)
-    return result, job, notes, target
+    return result, job, checks.notes, target
 
 
 def _read_recipe(path: str) -> Recipe:
@@ -151,27 +151,6 @@ def _read_recipe(path: str) -> Recipe:
             f"--recipe {path}: cannot be read; give a .recipe.json that prune wrote", path=path
         ) from error
     return Recipe.from_json(text, source=path)
-
-
-def _device(
-    model: ir.Model, config: PruneConfig, examples: Examples
-) -> tuple[Device | None, tuple[str, ...]]:
-    """Where to verify, after the model was seen to run there; None without a runtime."""
-    try:
-        check_runtime(training=False)
-    except RuntimeUnavailableError as error:
-        if config.lossless:
-            raise RuntimeUnavailableError(f"--lossless must run the model: {error}") from error
-        return None, (f"not verified: {error}",)
-    device = Device(provider=config.provider, threads=config.threads)
-    runner = Runner(model, device=device, optimize=False)
-    try:
-        runner.run(examples.first)
-    except ModelError as error:
-        hint = "" if examples.data is not None else "; give --data, or --input-shape NAME:SIZES"
-        kind = "the data" if examples.data is not None else "made-up inputs"
-        raise ModelError(f"the model does not run on {kind}: {error}{hint}") from error
-    return device, (lowered_note(model),) if runner.lowered else ()
 
 
 def _unnamed(before: ir.Model, after: ir.Model) -> frozenset[str]:
@@ -194,13 +173,22 @@ def _removed(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Jo
 def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> _Result:
     after = analysis if removal.analysis is None else removal.analysis
     difference = None
-    if job.device is not None:
+    if job.verified == "whole":
+        assert job.device is not None
         difference = differences(
             model,
             removal.model,
             job.examples,
             classes=_class_output(model, analysis, job.examples),
             device=job.device,
+        )
+    elif job.verified == "parts":
+        found = compare(
+            model, removal.model, job.examples.first, device=job.device, parts=job.parts
+        )
+        count = job.examples.first_count
+        difference = Difference(
+            error=found.error, relative=found.relative, same=None, examples=count
         )
     return _Result(
         before=(model, analysis),
@@ -275,6 +263,7 @@ def _write(result: _Result, loaded: ir.Model, target: Path, name: str, job: Job)
         job.examples.first,
         device=job.device,
         tolerance=_FILE_TOLERANCE,
+        parts=job.parts,
     )
     if not found.holds:
         raise InvariantError(
@@ -305,7 +294,7 @@ def _report(
 ) -> Report:
     sides = (result.before, result.after)
     times: list[float | None] = [None, None]
-    if job.device is not None:
+    if job.verified == "whole":
         models = [model for model, _ in sides]
         times = [*latencies(models, job.examples.first, device=job.device)]
     measured, said = _metrics(result, job)
@@ -313,11 +302,13 @@ def _report(
         Size(
             parameters=cost.parameters(model),
             macs=cost.macs(model, analysis),
-            bytes=file_size(model),
+            bytes=stored,
             latency_ms=taken,
             metrics=metrics,
         )
-        for (model, analysis), taken, metrics in zip(sides, times, measured, strict=True)
+        for (model, analysis), stored, taken, metrics in zip(
+            sides, (stored_size(path), stored_size(target)), times, measured, strict=True
+        )
     ]
     shares = _shares(result, job.config)
     if shares is not None and not shares[1]:
@@ -361,7 +352,7 @@ def _metrics(result: _Result, job: Job) -> tuple[list[dict[str, float]], tuple[s
     """Metrics before and after where there are labels; why not where they do not fit."""
     nothing: list[dict[str, float]] = [{}, {}]
     data = job.examples.data
-    if data is None or job.device is None:
+    if data is None or job.device is None or job.parts:
         return nothing, ()
     name, split = next(
         (name, part)

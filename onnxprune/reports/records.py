@@ -109,6 +109,7 @@ class Pruned:
         change, bound: how much the method expects the consumers' pre-activations to change, all
             removals together, and at most by any one of them; relative, NaN when it does not say.
         rolled_back: groups that failed verification and were put back.
+        verified: "whole"; "parts" where models ran stretch by stretch; "off" where they did not.
         parameters, macs: what is left.
         seconds: that it took.
     """
@@ -122,6 +123,7 @@ class Pruned:
     change: float = math.nan
     bound: float = math.nan
     rolled_back: tuple[str, ...] = ()
+    verified: str = "whole"
     parameters: int
     macs: int
     seconds: float

@@ -53,6 +53,7 @@ def checked_prune(
     *,
     device: Device | None = None,
     tolerance: float | None = None,
+    parts: bool = False,
 ) -> Checked:
     """Apply `plan` and compare with the reference on a real batch; groups that fail are put back.
 
@@ -63,6 +64,7 @@ def checked_prune(
         feeds: one batch.
         device: where to run the comparison.
         tolerance: relative; by default what the element types of `model` allow.
+        parts: whether to compare stretch by stretch, for models that are too large for memory.
 
     Raises:
         PlanError: the plan does not fit the groups.
@@ -74,6 +76,7 @@ def checked_prune(
         feeds=feeds,
         device=device,
         tolerance=tolerance_of(model) if tolerance is None else tolerance,
+        parts=parts,
     )
     failed: list[str] = []
     attempt = trial.of(plan)
@@ -101,6 +104,7 @@ class _Trial:
     feeds: Mapping[str, Array]
     device: Device | None
     tolerance: float
+    parts: bool
 
     def of(self, plan: Plan) -> tuple[Pruned, Agreement] | None:
         """The verified result of `plan`; None when it fails."""
@@ -113,7 +117,14 @@ class _Trial:
 
     def compare(self, expected: ir.Model, actual: ir.Model) -> Agreement:
         """How far two models are apart on the batch."""
-        return compare(expected, actual, self.feeds, device=self.device, tolerance=self.tolerance)
+        return compare(
+            expected,
+            actual,
+            self.feeds,
+            device=self.device,
+            tolerance=self.tolerance,
+            parts=self.parts,
+        )
 
 
 def _without_failed(

@@ -15,7 +15,7 @@ from onnxprune.base import Array, Axis, Index, Plan
 from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constant, constants, list_initializers, set_constant
+from onnxprune.model import constants, keep, list_initializers, tensor_of
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import RESIZES, Sizes
 from onnxprune.rewrite.compensate import check, compensate, substitutes
@@ -73,11 +73,11 @@ def _compensate(
 def slice_constants(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
     """Take the kept indices of every initializer and Constant node of `model`, in place."""
     for name, value in constants(model).items():
-        array = constant(value)
-        assert array is not None
-        smaller = take(name, array, kept)
-        if smaller is not array:
-            set_constant(value, smaller)
+        rank = len(tensor_of(value).shape)
+        axes = {position: Axis(name, position) for position in range(rank)}
+        here = {position: kept[axis] for position, axis in axes.items() if axis in kept}
+        if here:
+            keep(value, here)
 
 
 def take(name: str, array: Array, kept: Mapping[Axis, Index]) -> Array:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Array
 from onnxprune.model import constants
+from onnxprune.runtime.parts import run_in_parts
 from onnxprune.runtime.session import Device, Runner
 
 __all__ = ["TOLERANCE", "Agreement", "agreement", "compare", "tolerance_of"]
@@ -58,6 +59,7 @@ def compare(
     *,
     device: Device | None = None,
     tolerance: float = TOLERANCE,
+    parts: bool = False,
 ) -> Agreement:
     """Run both models on one batch, without graph optimizations, and compare all outputs.
 
@@ -67,13 +69,18 @@ def compare(
         feeds: one array per input.
         device: where to run.
         tolerance: relative to the largest magnitude of each output.
+        parts: whether to run them stretch by stretch, for models that are too large for memory.
 
     Raises:
         ModelError: a model does not load or run.
     """
     where = device or Device()
-    first = Runner(expected, device=where, optimize=False).run(feeds)
-    second = Runner(actual, device=where, optimize=False).run(feeds)
+    if parts:
+        first = run_in_parts(expected, feeds, device=where)
+        second = run_in_parts(actual, feeds, device=where)
+    else:
+        first = Runner(expected, device=where, optimize=False).run(feeds)
+        second = Runner(actual, device=where, optimize=False).run(feeds)
     return agreement(first, second, tolerance=tolerance)
 
 

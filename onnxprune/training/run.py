@@ -21,7 +21,7 @@ from onnxprune.errors import ConfigError, InvariantError, ModelError, NonFiniteL
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
 from onnxprune.methods import METHODS
-from onnxprune.model import constants, external_files, load, save
+from onnxprune.model import constants, load, save, stored_size
 from onnxprune.reports import (
     Event,
     Finished,
@@ -292,7 +292,7 @@ def _report(
     models = (problem.model, result)
     times = latencies(models, _some_inputs(problem), device=problem.device)
     analyses = (stage.analysis, outcome.stage.analysis)
-    files = (_bytes(path), _bytes(target))
+    files = (stored_size(path), stored_size(target))
     sizes = [
         Size(
             parameters=cost.parameters(each),
@@ -325,11 +325,6 @@ def _report(
         notes=notes,
         run_directory=os.fspath(directory.path),
     )
-
-
-def _bytes(path: str | os.PathLike[str]) -> int:
-    """Size of the file at `path`, external data included."""
-    return os.path.getsize(path) + sum(file.stat().st_size for file in external_files(path))
 
 
 def _type_notes(problem: Problem, outcome: Outcome) -> tuple[str, ...]:

@@ -325,3 +325,43 @@ def test_an_inspection_says_that_a_lowered_copy_is_trained(tmp_path: Path) -> No
     assert len(found.notes) == 1
     assert "opset 25" in found.notes[0]
     assert found.notes[0] in render(found)
+
+
+@pytest.mark.parametrize("verify", ["parts", "off"])
+def test_another_verification_removes_the_same_and_says_so(
+    prune: Prune, lenet: Path, verify: str
+) -> None:
+    whole, before = prune(lenet, target="params=50%")
+    events: list[Any] = []
+    small, report = prune(lenet, target="params=50%", verify=verify, on_event=events.append)
+    assert [event.verified for event in events] == [verify]
+    assert report.after.parameters == before.after.parameters
+    assert report.after.latency_ms is None
+    assert (report.difference is None) == (verify == "off")
+    said = "not verified" if verify == "off" else "verified in parts"
+    assert any(note.startswith(said) for note in report.notes)
+    for name, value in whole.graph.initializers.items():
+        assert array_equal(value, small.graph.initializers[name])
+
+
+def array_equal(first: ir.Value, second: ir.Value) -> bool:
+    """Whether two initializers hold the same numbers."""
+    assert first.const_value is not None
+    assert second.const_value is not None
+    return np.array_equal(first.const_value.numpy(), second.const_value.numpy())
+
+
+@pytest.mark.parametrize("verify", ["parts", "off"])
+def test_lossless_removal_is_always_verified(prune: Prune, lenet: Path, verify: str) -> None:
+    with pytest.raises(ConfigError, match=f"leave out --verify {verify}"):
+        prune(lenet, lossless=True, verify=verify)
+
+
+def test_a_model_with_external_data_is_pruned_like_one_without(
+    prune: Prune, lenet: Path, tmp_path: Path
+) -> None:
+    whole, _ = prune(lenet, target="params=50%")
+    save(load(lenet), tmp_path / "apart.onnx", external=True)
+    small, _ = prune(tmp_path / "apart.onnx", target="params=50%", verify="parts")
+    for name, value in whole.graph.initializers.items():
+        assert array_equal(value, small.graph.initializers[name])
