@@ -14,6 +14,7 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constants, model_input, tensor_of
 from onnxprune.ops.registry import MACS, Sizes, View
+from onnxprune.scopes import subgraphs
 
 __all__ = [
     "Remaining",
@@ -89,10 +90,23 @@ def _counted(
         if view.node.graph is not model.graph:
             continue  # the node that runs the body counts what is in it
         rule = MACS.find(view.node, view.opset)
-        values = (*view.node.inputs, *view.node.outputs)
-        names = {value.name for value in values if value is not None and value.name}
-        if rule is not None and names <= view.shapes.keys():
-            yield view, rule, names
+        around = _names(view.node)
+        if rule is not None and around <= view.shapes.keys():
+            within = set().union(*map(_names, _inside(view.node)))
+            yield view, rule, around | (within & view.shapes.keys())
+
+
+def _names(node: ir.Node) -> set[str]:
+    values = (*node.inputs, *node.outputs)
+    return {value.name for value in values if value is not None and value.name}
+
+
+def _inside(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of all bodies, and of bodies in them."""
+    for body in subgraphs(node):
+        for inner in body:
+            yield inner
+            yield from _inside(inner)
 
 
 def _batch(model: ir.Model, shapes: Mapping[str, Sizes]) -> int:

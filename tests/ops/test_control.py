@@ -11,7 +11,7 @@ from strategies import random_plan
 
 from onnxprune.base import Fold, Plan, Reason
 from onnxprune.errors import InvalidModelError
-from onnxprune.graph.cost import macs
+from onnxprune.graph.cost import Remaining, macs
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.shapes import settle
 from onnxprune.model import load
@@ -318,7 +318,10 @@ def test_counters_are_no_constants() -> None:
 
 
 def test_steps_count_where_they_are_known() -> None:
-    """Scan over 7 steps: 7 times the two products of a step, and those outside."""
+    """Scan over 7 steps: 7 times the two products of a step, and those outside.
+
+    An example is one index of the first axis, which holds the steps here.
+    """
     text = SCAN.replace("float[T, N, 3] x", "float[7, 2, 3] x").format(
         cell=LSTM.format(split=", f")
     )
@@ -326,7 +329,7 @@ def test_steps_count_where_they_are_known() -> None:
     analysis = analyze(found)
     assert analysis.shapes["h"] == (7, 2, 5)
     per_step = 2 * 4 * 20 + 2 * 5 * 20
-    assert macs(found, analysis) == 7 * 2 * 3 * 4 + 7 * per_step + 7 * 2 * 5 * 2
+    assert macs(found, analysis) == (7 * 2 * 3 * 4 + 7 * per_step + 7 * 2 * 5 * 2) // 7
 
 
 def test_a_loop_of_a_constant_number_of_steps_has_static_outputs() -> None:
@@ -439,3 +442,15 @@ def test_values_called_alike_in_two_bodies_get_names_of_their_own(tmp_path: Path
     assert len(set(names)) == len(names)
     assert {"p_0", "p_0/1"} <= set(names)
     assert {group.size for group in analyze(loaded).groups} == {5, 6}
+
+
+def test_what_goes_inside_a_body_is_counted() -> None:
+    """The group of 4 is seen by no value outside."""
+    found = model(NESTED)
+    analysis = analyze(found)
+    (group,) = [group for group in analysis.groups if group.size == 4]
+    remaining = Remaining(found, analysis, "macs")
+    keep = {group.name: np.array([True, False, False, True])}
+    smaller = prune(found, analysis, Plan(keep=keep)).model
+    assert remaining({}) == macs(found, analysis) == 3 * 5 + 5 * 4 + 4 * 5 + 5 * 2
+    assert remaining(keep) == macs(smaller, analyze(smaller)) == 3 * 5 + 5 * 5 + 5 * 2
