@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ __all__ = [
     "is_newer",
     "lowered_note",
     "onnxruntime",
+    "optimized",
 ]
 
 _DISTRIBUTIONS = (
@@ -342,6 +345,22 @@ def _open(model: ir.Model, device: Device, *, optimize: bool) -> Any:
             provider=device.provider,
         )
     return session
+
+
+def optimized(model: ir.Model, file: Path) -> None:
+    """Write `model` to `file` as a session on the CPU would run it.
+
+    Raises:
+        ModelError: the runtime refuses it.
+    """
+    ort = onnxruntime()
+    options = Device().options(optimize=True)
+    options.optimized_model_filepath = os.fspath(file)
+    with serialize(model) as source:
+        call(
+            lambda: ort.InferenceSession(source, options, providers=[_PROVIDERS["cpu"]]),
+            "the runtime refuses the model",
+        )
 
 
 def call(work: Callable[[], Any], what: str) -> Any:

@@ -66,6 +66,7 @@ def differentiate(
     loss: str,
     parameters: Sequence[str],
     state: Mapping[str, str] | None = None,
+    provider: str = "cpu",
 ) -> GradientGraph:
     """The graph that computes `loss` and its gradients by `parameters`.
 
@@ -75,6 +76,7 @@ def differentiate(
         parameters: names of float initializers; they become inputs.
         state: initializers that forward passes update, with the outputs that hold their next
             values (`TrainingCopy.state`); they become inputs too.
+        provider: what the graph will run on; it is made faster for that.
 
     Raises:
         RuntimeUnavailableError: no onnxruntime that can train is installed.
@@ -107,7 +109,7 @@ def differentiate(
     reveal(built, hidden, functools.partial(differentiate_body, opsets=model.opset_imports))
     gradients = _gradients(names, built.graph)
     _order(built.graph, [*outputs, *(gradients[name] for name in trained)])
-    improve(built)
+    improve(built, provider=provider)
     return GradientGraph(
         model=built,
         loss=loss,

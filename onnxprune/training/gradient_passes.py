@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.model import opset
+from onnxprune.training import gradient_blocked
 from onnxprune.training.slots import attribute, wanted
 
 __all__ = ["improve"]
@@ -23,6 +24,7 @@ _ENGINE = "com.microsoft"
 _STEEP = 3e38  # times any normal float above 0 this is at least 1
 _PAST_FIRST = -(2**31)  # end of a Slice with step -1 that still takes index 0
 _FEW_CHANNELS = 8  # below: a convolution with few outputs is no faster than ConvGrad
+_SCATTER_ADDS = 16  # opset from which ScatterND can add
 _LARGE_KERNEL = 9  # elements; above: likewise
 
 
@@ -30,14 +32,27 @@ _LARGE_KERNEL = 9  # elements; above: likewise
 Rewrite: TypeAlias = Callable[[Emitter, ir.Node], "Sequence[ir.Value | None]"]
 
 
-def improve(model: ir.Model) -> None:
-    """Rewrite `model`, a finished gradient graph, in place."""
+def improve(model: ir.Model, *, provider: str = "cpu") -> None:
+    """Rewrite `model`, a finished gradient graph, in place.
+
+    Args:
+        model: from the engine.
+        provider: what it will run on; what was measured on the CPU is done there only.
+    """
+    _sweep(model, _PASSES, "fast")
+    if provider == "cpu":
+        _sweep(model, _CPU_PASSES, "blocked")
+    for domain in {node.domain for node in model.graph} - model.graph.opset_imports.keys():
+        model.graph.opset_imports[domain] = 1
+
+
+def _sweep(model: ir.Model, passes: Mapping[tuple[str, str], Rewrite], name: str) -> None:
     for node in list(model.graph):
-        rewrite = _PASSES.get((node.domain, node.op_type))
+        rewrite = passes.get((node.domain, node.op_type))
         if rewrite is None:
             continue
         named = next(value.name for value in node.outputs if value.name)
-        e = Emitter(f"{named}/fast", opset=opset(model))
+        e = Emitter(f"{named}/{name}", opset=opset(model))
         _take_over(model.graph, node, e, rewrite(e, node))
 
 
@@ -99,6 +114,9 @@ def _conv_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
         return ()
     turned = w if depthwise else e.op("Transpose", w, perm=[1, 0, *range(2, len(shape))])
     turned = _turned_around(e, turned, shape)
+    if turned is not None:
+        sizes = shape if depthwise else [shape[1], shape[0], *shape[2:]]
+        turned.shape, turned.dtype = ir.Shape(sizes), ir.DataType.FLOAT
     return (e.op("Conv", slope, turned, pads=pads, dilations=dilations, group=group),)
 
 
@@ -149,8 +167,38 @@ def _conv_transpose_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]
     return (dx, dw, db)
 
 
+def _depthwise_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
+    """The weight gradient of a depthwise convolution in the CPU's blocked layout."""
+    dw = gradient_blocked.weight_gradient(e, node) if wanted(node.outputs[1]) else None
+    if dw is None:
+        return ()
+    db = None
+    if len(node.outputs) > 2 and wanted(node.outputs[2]) and node.inputs[0] is not None:
+        db = e.reduce("ReduceSum", node.inputs[0], (0, 2, 3), keepdims=False)
+    return (None, dw, db)
+
+
+def _gather_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
+    """The gradient of rows that were looked up, as a ScatterND that adds.
+
+    2,048 rows of 384 into a table of 8,192, one thread: GatherGrad 26.9 ms, ScatterElements 3.6,
+    this 1.2. Indices below 0 count from the end in both.
+    """
+    if attribute(node, "axis", 0) != 0 or e.opset < _SCATTER_ADDS:
+        return ()
+    sizes, indices, slope = node.inputs
+    zeros = e.op("ConstantOfShape", sizes)
+    rows = e.op("Unsqueeze", indices, e.integers(-1))
+    return (e.op("ScatterND", zeros, rows, slope, reduction="add"),)
+
+
 _PASSES: Mapping[tuple[str, str], Rewrite] = {
     (_ENGINE, "ReluGrad"): _relu_grad,
     (_ENGINE, "ConvGrad"): _conv_grad,
     (_ENGINE, "ConvTransposeGrad"): _conv_transpose_grad,
+}
+_CPU_PASSES: Mapping[tuple[str, str], Rewrite] = {
+    ("", "Conv"): gradient_blocked.conv,
+    (_ENGINE, "ConvGrad"): _depthwise_grad,
+    (_ENGINE, "GatherGrad"): _gather_grad,
 }

@@ -100,7 +100,8 @@ def opened(
     if problem.config.check == "on":
         batch = problem.train.batch(np.arange(min(problem.batch_size, len(problem.train))))
         attempt(copies, names, batch, device=problem.device)
-    plain, *others = [_differentiated(each, names) for each in copies]
+    provider = problem.device.provider
+    plain, *others = [_differentiated(each, names, provider) for each in copies]
     layers = preactivations(model, analysis)
     plain, _ = with_top_k(plain, layers, influence, counted=False)
     observed = None
@@ -138,9 +139,13 @@ def training_copy(problem: Problem, model: ir.Model, step: int) -> TrainingCopy:
     return attach_loss(lowered, objective)
 
 
-def _differentiated(copy: TrainingCopy, names: Sequence[str]) -> GradientGraph:
+def _differentiated(copy: TrainingCopy, names: Sequence[str], provider: str) -> GradientGraph:
     return differentiate(
-        copy.model, loss=copy.model.graph.outputs[0].name or "", parameters=names, state=copy.state
+        copy.model,
+        loss=copy.model.graph.outputs[0].name or "",
+        parameters=names,
+        state=copy.state,
+        provider=provider,
     )
 
 

@@ -264,7 +264,9 @@ def _step(
     }
     stage.write_text(_BUILD, encoding="utf-8")
     loss = model.graph.outputs[0].name or ""
-    graph = differentiate(model, loss=loss, parameters=parameters, state=state)
+    graph = differentiate(
+        model, loss=loss, parameters=parameters, state=state, provider=device.provider
+    )
     stage.write_text(_OPEN, encoding="utf-8")
     runner = Runner(graph.model, device)
     stage.write_text(_STEP, encoding="utf-8")

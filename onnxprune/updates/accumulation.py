@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.updates.graph import SHARE, UpdateGraph
 from onnxprune.updates.in_place import OPSET, Writer, check_aliasing
+from onnxprune.updates.ranks import match_ranks
 
 __all__ = ["CONTINUED", "Accumulation", "build_accumulation"]
 
@@ -66,6 +67,7 @@ def build_accumulation(
         writer.overwrite(old, e.op("Where", continued, e.op("Add", old, part), part))
     carried = {name: writer.carry(e, name, shape) for name, shape in state.items()}
     model = writer.model(e)
+    match_ranks(model, opset=OPSET)
     check_aliasing(model, writer.overwrites)
     return Accumulation(
         model=model,

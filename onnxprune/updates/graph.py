@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError
 from onnxprune.updates.in_place import OPSET, Writer, check_aliasing
+from onnxprune.updates.ranks import match_ranks
 from onnxprune.updates.rules import Moving, Rule, Scalars
 
 __all__ = [
@@ -157,6 +158,7 @@ def build_update(
         moments[AVERAGE] = {name: f"{name}/{AVERAGE}" for name in (*shapes, *carried)}
         _average(e, writer, shared.warmed_up(average), (*shapes, *carried))
     model = writer.model(e)
+    match_ranks(model, opset=OPSET)
     check_aliasing(model, writer.overwrites)
     return UpdateGraph(
         model=model,

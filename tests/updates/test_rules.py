@@ -22,7 +22,7 @@ from onnxprune.updates.graph import (
 from onnxprune.updates.in_place import check_aliasing
 from onnxprune.updates.rules import RULES, adam, adamw, momentum, sgd
 
-SHAPES = {"w": (4, 3), "b": (4,), "s": ()}
+SHAPES = {"w": (4, 3), "b": (4,), "s": (), "thin": (3, 2, 1, 1)}
 
 
 def numpy_sgd(p, g, slots, *, lr, t, wd):
