@@ -43,7 +43,7 @@ g (float[N,4] x, float[4,4] p_u, float[4,4] p_v, float[4,3] p_w) => (float[N,3] 
 TARGETS = {TARGET: np.array([0, 1, 2, 0, 1])}
 FEEDS = {"x": np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), **TARGETS}
 UNGUARDED = (
-    "import onnxprune.training.gradient as g; g._check_deadly = lambda *_: None; "
+    "import onnxprune.training.gradient as g; g.hide = lambda *_: {}; g.blocked = lambda *_: {}; "
     "from onnxprune.training.trial"
 )
 
