@@ -18,7 +18,7 @@ from onnxprune.base import Array, Axis, Choice, Coupling, Fact
 from onnxprune.graph.couplings import facts
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constant, constants, evaluate, tensor_of
-from onnxprune.ops.registry import PARAMETERS, Role, View
+from onnxprune.ops.registry import DEQUANTIZES, PARAMETERS, Role, View
 from onnxprune.scopes import nodes
 
 __all__ = ["Weight", "weights"]
@@ -67,17 +67,30 @@ def weights(model: ir.Model, analysis: Analysis) -> dict[Axis, Weight]:
                 if axis in axes and axis.value in fixed and (axis not in found or axis in made):
                     found[axis] = (view, slot, axis in made)
     arrays = _arrays(model, fixed, {axis.value for axis in found})
-    return {
-        axis: Weight(
-            read=arrays[axis.value],
-            op_type=view.node.op_type,
-            slot=slot,
-            role=_role(view, slot),
-            incoming=incoming,
-        )
-        for axis, (view, slot, incoming) in found.items()
-        if axis.value in arrays
-    }
+    result: dict[Axis, Weight] = {}
+    for axis, (view, slot, incoming) in found.items():
+        real = _dequantized(view, slot)
+        read = arrays.get(axis.value) if real is None else real
+        role = _role(view, slot) if real is None else Role.WEIGHT
+        if read is not None:
+            result[axis] = Weight(
+                read=read, op_type=view.node.op_type, slot=slot, role=role, incoming=incoming
+            )
+    return result
+
+
+def _dequantized(view: View, slot: int) -> Callable[[], Array] | None:
+    """What gives the real numbers behind a constant of integers; None where that is not known."""
+    rule = DEQUANTIZES.find(view.node, view.opset)
+    if rule is None or rule(view, slot) is None:
+        return None
+    return partial(_known, rule, view, slot)
+
+
+def _known(rule: Callable[[View, int], Array | None], view: View, slot: int) -> Array:
+    array = rule(view, slot)
+    assert array is not None
+    return array
 
 
 def _fixed(model: ir.Model) -> set[str]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.base import Coupling, Fact, Inexact, Reason
+from onnxprune.base import Array, Coupling, Fact, Inexact, Reason
 from onnxprune.emit import Emitter
 from onnxprune.ops.elementwise import broadcast
 from onnxprune.ops.matmul import contraction, contraction_macs
 from onnxprune.ops.normalization import together
-from onnxprune.ops.quantize import quantize
-from onnxprune.ops.registry import View, arange, couples, macs, mimics, zero_points
+from onnxprune.ops.quantize import quantize, scaled
+from onnxprune.ops.registry import View, arange, couples, dequantizes, macs, mimics, zero_points
 
 _VENDOR = "com.microsoft"
 
@@ -235,3 +235,18 @@ def gemm_macs(view: View) -> int:
     rows, columns = (size or 1 for size in view.shape(view.output()))
     inner = view.shape(view.input(0))[0 if view.attribute("transA", 0) else 1] or 1
     return rows * columns * inner
+
+
+_SCALED = {  # per operator and slot of a weight: its scale and zero point
+    "DynamicQuantizeMatMul": {1: (2, 3)},
+    "MatMulIntegerToFloat": {1: (3, 5)},
+    "QGemm": {3: (4, 5)},
+}
+
+
+@dequantizes(*_SCALED, domain=_VENDOR)
+def real_weights(view: View, slot: int) -> Array | None:
+    """(w - zero) * scale, per column where these are vectors."""
+    found = _SCALED[view.node.op_type].get(slot)
+    axis = 0 if view.attribute("transB", 0) else -1
+    return None if found is None else scaled(view, slot, *found, axis)

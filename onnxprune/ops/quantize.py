@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Coupling, Fact, Inexact
+from onnxprune.base import Array, Axis, Coupling, Fact, Inexact
 from onnxprune.emit import Emitter
 from onnxprune.ops.conv import convolution, kernel_macs
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.matmul import contraction, contraction_macs
-from onnxprune.ops.registry import View, arange, couples, macs, mimics, resizes, traces, zero_points
+from onnxprune.ops.registry import (
+    View,
+    arange,
+    couples,
+    dequantizes,
+    macs,
+    mimics,
+    resizes,
+    traces,
+    zero_points,
+)
 from onnxprune.ops.trace import Kind, Trace, TraceView
 
 zero_points("MatMulInteger", slots={0: 2, 1: 3})
@@ -250,3 +261,72 @@ def quantized(view: View, around: TraceView) -> Trace | None:
     given = [value for slot in (1, 2) if (value := view.input(slot)) is not None]
     shared = all(size == 1 for value in given for size in view.shape(value))
     return trace.then(Kind.EQUAL) if trace is not None and shared else None
+
+
+# Per operator and slot of a weight: the slots of its scale and zero point, and their axis.
+_SCALED: dict[str, dict[int, tuple[int | None, int, int]]] = {
+    "ConvInteger": {1: (None, 3, 0)},
+    "QLinearConv": {3: (4, 5, 0)},
+    "MatMulInteger": {1: (None, 3, -1)},
+    "QLinearMatMul": {3: (4, 5, -1)},
+}
+
+
+@dequantizes(*_SCALED)
+def real_weights(view: View, slot: int) -> Array | None:
+    """(w - zero) * scale; in units of the scale where the operator does not know it."""
+    found = _SCALED[view.node.op_type].get(slot)
+    return None if found is None else scaled(view, slot, *found)
+
+
+def scaled(view: View, slot: int, scale: int | None, zero: int | None, axis: int) -> Array | None:
+    """The real numbers behind the integers at `slot`; None where those are computed.
+
+    Args:
+        view: the node.
+        slot: of the weight.
+        scale: slot of its scale, a number or a vector along `axis`; 1 where absent or computed.
+        zero: slot of its zero point likewise; 0 where absent or computed.
+        axis: of the weight.
+    """
+    weight = view.constant(slot)
+    if weight is None:
+        return None
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    real: Array = weight.astype(np.float64)
+    for place, apply in ((zero, np.subtract), (scale, np.multiply)):
+        array = None if place is None else view.constant(place)
+        if array is not None and array.ndim <= 1:
+            real = apply(real, array.astype(np.float64).reshape(shape))
+        elif array is not None:
+            real = apply(real, array.astype(np.float64))
+    return real
+
+
+@dequantizes("MatMulNBits", domain="com.microsoft")
+def unpacked(view: View, slot: int) -> Array | None:
+    """(number - zero) * scale of every entry, (N, blocks, block size), from bytes of `bits` each.
+
+    The lower bits of a byte come first; without zero points numbers count from 2^(bits - 1).
+    """
+    packed, scales = view.constant(1), view.constant(2)
+    bits, count = view.attribute("bits", 4), view.attribute("N")
+    if slot != 1 or packed is None or scales is None or bits not in (2, 4, 8):
+        return None
+    numbers = _unpack(packed, bits).astype(np.float64)
+    scales = scales.reshape(count, -1, 1).astype(np.float64)
+    zeros, middle = view.constant(3), np.full_like(scales, 2 ** (bits - 1))
+    if zeros is not None and zeros.dtype == np.uint8:
+        middle = _unpack(zeros.reshape(count, -1), bits)[:, : scales.shape[1], None]
+    elif zeros is not None:
+        middle = zeros.reshape(scales.shape)
+    real: Array = (numbers - middle.astype(np.float64)) * scales
+    return real
+
+
+def _unpack(packed: Array, bits: int) -> Array:
+    """Numbers of `bits` each along the last axis of bytes."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    numbers = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
+    return numbers.reshape(*packed.shape[:-1], -1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Coupling, Fact, Floats, Inexact, Inner
+from onnxprune.base import Array, Axis, Coupling, Fact, Floats, Inexact, Inner
 from onnxprune.emit import Emitter
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.registry import (
@@ -16,6 +16,7 @@ from onnxprune.ops.registry import (
     absorbs,
     arange,
     couples,
+    dequantizes,
     macs,
     mimics,
     parameters,
@@ -176,3 +177,17 @@ def like_lstm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     wanted = [name for name in ("hidden_size", "direction") if name in node.attributes]
     given = {name: node.attributes[name].value for name in wanted}
     return e.ops("LSTM", node.inputs[0], None, None, outputs=names, **given)[: len(node.outputs)]
+
+
+@dequantizes("DynamicQuantizeLSTM", domain="com.microsoft")
+def real_gates(view: View, slot: int) -> Array | None:
+    """(w - zero) * scale of W and R: one pair for each direction, or for each of its columns."""
+    if slot not in (_W, _R):
+        return None
+    weight, places = view.constant(slot), (8, 9) if slot == _W else (10, 11)
+    scale, zero = (view.constant(place) for place in places)
+    if weight is None or scale is None or zero is None:
+        return None
+    columns = [array.astype(np.float64).reshape(len(weight), 1, -1) for array in (scale, zero)]
+    real: Array = (weight.astype(np.float64) - columns[1]) * columns[0]
+    return real

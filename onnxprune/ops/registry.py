@@ -10,6 +10,7 @@ of an operator stand in its family's file; a third party may add its own from it
     @traces      what a unit's value is as a function of its incoming parameters
     @parameters  input slots that hold what is trained
     @mimics      standard operators with the same sizes, where shape inference knows no better
+    @dequantizes the real numbers behind a weight of integers
     @zero_points input slots that say which number stands for nothing at a data input
     @lowers      an equal composition of operators that can be differentiated
     @gradient    slopes of the inputs, where no composition is as good
@@ -32,6 +33,7 @@ from onnxprune.model import constant, is_constant, node_key
 __all__ = [
     "ABSORBS",
     "COUPLES",
+    "DEQUANTIZES",
     "GRADIENTS",
     "LOWERS",
     "MACS",
@@ -47,6 +49,7 @@ __all__ = [
     "View",
     "absorbs",
     "couples",
+    "dequantizes",
     "gradient",
     "lowers",
     "macs",
@@ -247,6 +250,7 @@ PARAMETERS: Facet[Callable[[], Mapping[int, str]]] = Facet("parameters")
 
 ZERO_POINTS: Facet[Callable[[], Mapping[int, int]]] = Facet("zero_points")
 
+DEQUANTIZES: Facet[Callable[[View, int], Array | None]] = Facet("dequantizes")
 MIMICS: Facet[Callable[[Emitter, ir.Node], Sequence[ir.Value | None]]] = Facet("mimics")
 
 Lowering: TypeAlias = Callable[[Emitter, ir.Node], "ir.Value | Sequence[ir.Value | None] | None"]
@@ -261,6 +265,7 @@ macs = MACS.register
 absorbs = ABSORBS.register
 traces = TRACES.register
 mimics = MIMICS.register
+dequantizes = DEQUANTIZES.register
 lowers = LOWERS.register
 gradient = GRADIENTS.register
 

@@ -365,3 +365,53 @@ def test_a_model_with_external_data_is_pruned_like_one_without(
     small, _ = prune(tmp_path / "apart.onnx", target="params=50%", verify="parts")
     for name, value in whole.graph.initializers.items():
         assert array_equal(value, small.graph.initializers[name])
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
+def test_halves_are_scored_and_verified(prune: Prune, dtype: ir.DataType) -> None:
+    """By magnitude: units 0, 1 and 2 are the smallest. Inputs and outputs are halves, too."""
+    network = model(
+        """(float[N, 4] x) => (float[N, 2] y) <float[4, 8] w, float[8, 2] v> {
+            h = MatMul(x, w) a = Relu(h) y = MatMul(a, v) }"""
+    )
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(4, 8)) * np.linspace(0.1, 1.5, 8)
+    for name, numbers in (("w", w), ("v", rng.normal(size=(8, 2)))):
+        value = network.graph.initializers[name]
+        value.const_value = ir.Tensor(numbers.astype(dtype.numpy()), name=name)
+        value.dtype = dtype
+    for value in (*network.graph.inputs, *network.graph.outputs):
+        value.dtype = dtype
+    smaller, report = prune(network, target="params=63%", allocation="uniform")
+    assert report.reached
+    assert array(smaller, "w").shape == (4, 5)
+    assert array(smaller, "w").dtype == dtype.numpy()
+    norms = np.linalg.norm(w, axis=0)
+    kept = array(smaller, "w").astype(np.float64)
+    expected = w[:, np.sort(np.argsort(norms)[3:])]
+    np.testing.assert_allclose(kept, expected, rtol=1e-2, atol=1e-3)
+    assert not any("not verified" in note or "failed" in note for note in report.notes)
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_integer_weights_are_scored_through_scale_and_zero_point(
+    prune: Prune, dtype: type[np.generic]
+) -> None:
+    """All numbers of a column are its zero point but for a step that grows with the unit."""
+    zero = 128 if dtype is np.uint8 else 0
+    w = np.full((4, 8), zero) + np.arange(8)[::-1] * np.array([[1], [-1], [1], [-1]])
+    network = model(
+        """(float[N, 4] x) => (float[N, 2] y) <float[8, 2] v> {
+            q, s, z = DynamicQuantizeLinear(x)
+            p = MatMulInteger(q, w, z, w_zero)
+            f = Cast<to = 1>(p) g = Mul(f, s) h = Mul(g, w_scale) a = Relu(h) y = MatMul(a, v) }""",
+        w=w.astype(dtype),
+        w_zero=dtype(zero),
+        w_scale=np.full(8, 0.1, np.float32),
+    )
+    smaller, report = prune(network, target="params=63%")
+    assert report.reached
+    left = array(smaller, "w").astype(np.int64) - zero
+    assert left[0].tolist() == [7, 6, 5, 4, 3]
