@@ -6,13 +6,15 @@ Only paths and bytes are known here; what is in the files is the business of `on
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
-__all__ = ["free_data_name", "move_into_place", "remove_data", "sync", "write_text"]
+__all__ = ["free_data_name", "move_into_place", "remove_data", "sync", "try_lock", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,6 +38,22 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock an open file for this process until it is closed; False when another one has it.
+
+    Where the system or its file system knows no locks, everybody gets one.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
 def free_data_name(target: Path) -> str:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Array
 from onnxprune.model import constant, constants, evaluate
+from onnxprune.ops.random import GENERATORS
 from onnxprune.ops.registry import Sizes
 from onnxprune.scopes import nodes, subgraphs
 
@@ -20,7 +21,6 @@ __all__ = ["fold"]
 
 _LARGEST = 1024  # elements; shapes, paddings and indices are smaller
 _STANDARD = ("", "ai.onnx")
-_RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial"}
 
 
 def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
@@ -38,7 +38,7 @@ def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
     roots: dict[str, Array] = {}
     members: set[int] = set()
     for node in nodes(model):
-        if node.domain not in _STANDARD or node.op_type in _RANDOM or any(subgraphs(node)):
+        if node.domain not in _STANDARD or node.op_type in GENERATORS or any(subgraphs(node)):
             continue
         if node.op_type == "Shape":
             sizes = shapes.get(node.inputs[0].name or "") if node.inputs[0] is not None else None

@@ -13,13 +13,13 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from onnxprune.errors import ConfigError, DataError
-from onnxprune.storage import sync, write_text
+from onnxprune.storage import sync, try_lock, write_text
 
 __all__ = [
     "Evaluated",
@@ -145,7 +145,7 @@ _TYPES: Mapping[str, type[Any]] = {
     "pruned": Pruned,
     "finished": Finished,
 }
-_ORIGIN = "run.json"
+_ORIGIN, _CLAIM = "run.json", ".lock"
 _NAMES = {kind: name for name, kind in _TYPES.items()}
 
 
@@ -189,7 +189,7 @@ def _restored(value: Any) -> Any:
 
 def _is_leftover(path: Path) -> bool:
     """Whether a folder without run.json may hold this and yet be free."""
-    return path.name == "config.json" or path.name.startswith(".onnxprune-")
+    return path.name in ("config.json", _CLAIM) or path.name.startswith(".onnxprune-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +246,24 @@ class RunDirectory:
                 path=folder,
             ) from error
         return cls(folder)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the claim dies with the process.
+
+        Raises:
+            ConfigError: another one does.
+        """
+        if not self.path.is_dir():
+            yield  # whoever reads it says what is wrong
+            return
+        with (self.path / _CLAIM).open("wb") as file:
+            if not try_lock(file):
+                raise ConfigError(
+                    f"{self.path}: another process trains there; wait for it or end it",
+                    path=self.path,
+                )
+            yield
 
     @property
     def records(self) -> Path:

@@ -18,6 +18,7 @@ from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.methods.compose import Influence
 from onnxprune.model import constant, constants, set_constant
+from onnxprune.ops.random import draws
 from onnxprune.runtime.single import OTHERS, narrowed, widened
 from onnxprune.training.config import RunConfig
 from onnxprune.training.gradient import GradientGraph, differentiate
@@ -39,15 +40,6 @@ from onnxprune.updates.accumulation import Accumulation, build_accumulation
 from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
 
 __all__ = ["Round", "as_stored", "averaged", "begin", "needed", "opened", "own_array", "written"]
-
-# Operators whose values follow from a sequence that begins anew in every session.
-_DRAWING = frozenset(
-    {
-        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-        *("Bernoulli", "Multinomial", "Dropout", "BiasDropout"),
-        *("BitmaskDropout", "BitmaskBiasDropout"),
-    }
-)
 
 
 class Round:
@@ -122,12 +114,12 @@ def opened(
         pass_size=problem.batch_size,
         device=problem.device,
     )
-    draws = any(map(_draws, (plain.model, update.model, evaluation)))
-    return Round(session, collector, plain.untrained, draws=draws)
+    is_random = any(map(_draws, (plain.model, update.model, evaluation)))
+    return Round(session, collector, plain.untrained, draws=is_random)
 
 
 def _draws(model: ir.Model) -> bool:
-    return any(node.op_type in _DRAWING for graph in model.graphs() for node in graph)
+    return any(draws(node) for graph in model.graphs() for node in graph)
 
 
 def training_copy(problem: Problem, model: ir.Model, step: int) -> TrainingCopy:

@@ -187,7 +187,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Runs `onnxprune.train`, and checks what holds of every run."""
     count = iter(range(100))
     briefly = functools.partial(latencies, seconds=0.05)
-    monkeypatch.setattr("onnxprune.training.run.latencies", briefly)
+    monkeypatch.setattr("onnxprune.training.delivery.latencies", briefly)
 
     def work(
         source: Path | ir.Model, data: Any = "digits", *, interrupt: Any = None, **options: Any

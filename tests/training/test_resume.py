@@ -17,8 +17,18 @@ from graphs import model
 from runs import examples
 
 import onnxprune
+from onnxprune.errors import ConfigError, DataError
 from onnxprune.model import save
-from onnxprune.reports import Pruned, Report, read_records
+from onnxprune.reports import (
+    Evaluated,
+    Event,
+    Finished,
+    Progress,
+    Pruned,
+    Report,
+    Resumed,
+    read_records,
+)
 
 pytestmark = pytest.mark.ort
 
@@ -51,10 +61,10 @@ class Place:
         np.savez(folder / "data.npz", x=x, y=y)
         (folder / "options.json").write_text(json.dumps(self.options))
 
-    def train(self, name: str, **changes: Any) -> Report:
+    def train(self, name: str, *, data: Any = None, **changes: Any) -> Report:
         _, report = onnxprune.train(
             self.folder / "model.onnx",
-            self.folder / "data.npz",
+            self.folder / "data.npz" if data is None else data,
             output=self.folder / f"{name}.onnx",
             run_directory=str(self.folder / name),
             **(self.options | changes),
@@ -78,6 +88,11 @@ class Place:
 
     def resume(self, name: str, **changes: Any) -> Report:
         return onnxprune.train(resume=self.folder / name, **changes)[1]
+
+    def steps(self, name: str) -> list[int]:
+        """Of the checkpoints that are there."""
+        folders = sorted((self.folder / name / "checkpoints").glob("step-*"))
+        return [int(folder.name.removeprefix("step-")) for folder in folders]
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """Without durations, and what a run says of its own place."""
@@ -103,7 +118,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     def untimed(models: Any, *_arguments: Any, **_options: Any) -> list[float]:
         return [1.0 for _ in models]
 
-    monkeypatch.setattr("onnxprune.training.run.latencies", untimed)
+    monkeypatch.setattr("onnxprune.training.delivery.latencies", untimed)
 
 
 @pytest.fixture(scope="module")
@@ -113,11 +128,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
     removals = [e for e in read_records(place.folder / "whole") if isinstance(e, Pruned)]
     assert len(removals) > 2
     return place
-
-
-def steps(place: Place, name: str) -> list[int]:
-    folders = sorted((place.folder / name / "checkpoints").iterdir())
-    return [int(folder.name.removeprefix("step-")) for folder in folders]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -130,3 +140,177 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed: Place, moment: str) 
     place.kill(moment)
     place.resume("killed")
     assert place.equal("killed", "whole")
+
+
+class Stop:
+    """A listener that interrupts at the n-th event of a kind."""
+
+    def __init__(self, kind: type[Any], count: int) -> None:
+        self.kind, self.left = kind, count
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, self.kind):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+CALM = NETWORK.replace("float ratio = {0.2}", "float ratio = {0.0}")
+
+
+@pytest.mark.parametrize("every", ["5steps", "1epoch", "10min"])
+@pytest.mark.parametrize(("kind", "count"), [(Progress, 2), (Pruned, 2), (Evaluated, 3)])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    tmp_path: Path, every: str, kind: type[Any], count: int
+) -> None:
+    place = Place(tmp_path, CALM, checkpoint_every=every)
+    place.train("whole")
+    stopped = place.train("stopped", on_event=Stop(kind, count))
+    assert any(note.startswith("interrupted at step ") for note in stopped.notes)
+    assert place.steps("stopped") or (every, kind, count) == ("10min", Progress, 2)
+    report = place.resume("stopped")
+    assert not any("interrupted" in note for note in report.notes)
+    assert place.equal("stopped", "whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_control_c_leaves_a_checkpoint_of_the_step_it_ended_with(tmp_path: Path) -> None:
+    place = Place(tmp_path, CALM, checkpoint_every="10min")
+    place.train("whole")
+
+    def press(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    report = place.train("stopped", on_event=press)
+    assert f"interrupted at step 20 of {report_steps(place)}" in report.notes
+    assert place.steps("stopped") == [20]
+    seen: list[Event] = []
+    place.resume("stopped", on_event=seen.append)
+    assert isinstance(seen[0], Resumed)
+    assert (seen[0].step, seen[0].steps) == (20, report_steps(place))
+    assert place.equal("stopped", "whole")
+
+
+def report_steps(place: Place) -> int:
+    (finished,) = (e for e in read_records(place.folder / "whole") if isinstance(e, Finished))
+    return int(finished.report["steps"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate": 3, "ema": 0.9, "optimizer": "momentum"},
+        {"max_drop": 0.05, "patience": 2, "epochs": 8},
+        {"method": "none", "schedule": "one-cycle", "clip": 1.0},
+        {"validation_fraction": 0.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_kind_of_state_goes_on(tmp_path: Path, options: dict[str, Any]) -> None:
+    place = Place(tmp_path, **options)
+    place.train("whole")
+    kind = Evaluated if options.get("validation_fraction", 1) else Progress
+    place.train("stopped", on_event=Stop(kind, 2))
+    place.resume("stopped")
+    assert place.equal("stopped", "whole")
+
+
+def test_interruptions_on_and_on(undisturbed: Place) -> None:
+    place = undisturbed
+    place.train("stopped", on_event=Stop(Progress, 1))
+    for _ in range(6):
+        place.resume("stopped", on_event=Stop(Evaluated, 1))
+    place.resume("stopped")
+    assert place.equal("stopped", "whole")
+
+
+def test_a_finished_run_trains_on_when_it_gets_more_epochs(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    first = place.train("run")
+    with pytest.raises(ConfigError, match="the run is finished after 5 epochs; give more --epochs"):
+        place.resume("run")
+    report = place.resume("run", epochs=7)
+    assert report.steps == first.steps // 5 * 7
+    assert any("7 epochs instead of 5" in note for note in report.notes)
+    epochs = [e.epoch for e in read_records(place.folder / "run") if isinstance(e, Evaluated)]
+    assert epochs == [1, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(ConfigError, match="--epochs 6: the run was started with 7"):
+        place.resume("run", epochs=6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 32}, r"--batch-size 32: the run was started with 16; leave it out"),
+        ({"learning_rate": 0.02}, r"--lr 0\.02: the run was started with 0\.01"),
+        ({"checkpoint_every": "1epoch"}, r"--checkpoint-every 1epoch: the run was started with"),
+        ({"run_directory": "elsewhere"}, r"--run-dir elsewhere: the run was started with"),
+    ],
+)
+def test_what_contradicts_the_run_is_refused(
+    undisturbed: Place, changes: dict[str, Any], says: str
+) -> None:
+    before = sorted((undisturbed.folder / "whole").rglob("*"))
+    with pytest.raises(ConfigError, match=says):
+        undisturbed.resume("whole", **changes)
+    assert sorted((undisturbed.folder / "whole").rglob("*")) == before
+
+
+def test_another_model_or_other_data_are_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.train("run", on_event=Stop(Progress, 2))
+    x, y = examples()
+    np.savez(tmp_path / "other.npz", x=x + 1, y=y)
+    with pytest.raises(ConfigError, match="other data than the run began with"):
+        place.resume("run", data=tmp_path / "other.npz")
+    save(model(NETWORK, seed=5), tmp_path / "other.onnx")
+    with pytest.raises(ConfigError, match=r"other\.onnx is not the model the run began with"):
+        place.resume("run", model=tmp_path / "other.onnx")
+
+
+def test_arrays_must_be_given_again(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.train("whole")
+    place.train("run", data=examples(), on_event=Stop(Progress, 2))
+    with pytest.raises(DataError, match="the run was given arrays as data; give them again"):
+        place.resume("run")
+    place.resume("run", data=examples())
+    assert place.equal("run", "whole")
+
+
+def test_options_that_change_nothing_may_change(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.train("run", on_event=Stop(Progress, 2))
+    output = tmp_path / "moved.onnx"
+    report = place.resume("run", output=output, threads=2, keep_checkpoints=1, batch_size=16)
+    assert output.is_file()
+    assert not (tmp_path / "run.onnx").samefile(output)
+    assert len(place.steps("run")) == 1
+    assert any("--threads 2 instead of 1: numbers may differ" in note for note in report.notes)
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ConfigError, match="holds no run"):
+            onnxprune.train(resume=folder)
+
+
+def test_a_folder_with_a_run_is_refused_with_the_way_on(undisturbed: Place) -> None:
+    with pytest.raises(ConfigError, match="holds a run; continue it with --resume"):
+        undisturbed.train("whole")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such locks")
+def test_a_run_that_is_going_on_is_not_resumed(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    refused = []
+
+    def try_it(event: Event) -> None:
+        if isinstance(event, Pruned) and not refused:
+            with pytest.raises(ConfigError, match="another process trains there"):
+                place.resume("run")
+            refused.append(event)
+
+    place.train("run", on_event=try_it)
+    assert refused

@@ -1,0 +1,196 @@
+"""From where a run ended to its file and its report.
+
+Entry: `deliver`. What is written is read again and compared with what the session computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data import Split
+from onnxprune.errors import InvariantError, ModelError
+from onnxprune.graph import cost
+from onnxprune.model import constants, load, save, stored_size
+from onnxprune.reports import (
+    Report,
+    RunDirectory,
+    Size,
+)
+from onnxprune.runtime.latency import latencies
+from onnxprune.runtime.session import Runner, is_newer, lowered_note
+from onnxprune.runtime.single import is_single, saturates
+from onnxprune.runtime.verify import TOLERANCE, agreement, compare, tolerance_of
+from onnxprune.training.evaluation import model_metrics
+from onnxprune.training.loop import Outcome
+from onnxprune.training.lowering import evaluation_copy
+from onnxprune.training.problem import Problem
+from onnxprune.training.pruning import Stage, inputs_of, size
+from onnxprune.training.resuming import Request
+
+__all__ = ["deliver", "metrics_of"]
+
+_FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the session computed
+
+
+def deliver(
+    problem: Problem,
+    request: Request,
+    target: Path,
+    stage: Stage,
+    outcome: Outcome,
+    directory: RunDirectory,
+) -> tuple[ir.Model, Report]:
+    """Write the result, check the file, and compare it with the model given.
+
+    Args:
+        problem: what was trained on what.
+        request: of the caller.
+        target: where the result goes.
+        stage: the model given, as it was trained.
+        outcome: where the run ended.
+        directory: where the result is kept when it cannot be written to `target`.
+
+    Returns:
+        The result, and the report but for the time that all of it took.
+
+    Raises:
+        ModelError: the result cannot be written.
+        InvariantError: the file computes something else.
+    """
+    result = outcome.stage.result()
+    _save(result, target, directory)
+    _check_file(problem, result, target, outcome)
+    notes = (
+        *(*problem.notes, *request.notes, *_judged_note(problem)),
+        *((lowered_note(problem.model),) if is_newer(problem.model) else ()),
+        *(*_type_notes(problem, outcome), *outcome.notes),
+    )
+    return result, _report(problem, request.model, target, stage, outcome, result, directory, notes)
+
+
+def _save(model: ir.Model, target: Path, directory: RunDirectory) -> None:
+    """Write the result; where that fails, keep it in the run directory before saying so."""
+    try:
+        save(model, target)
+    except ModelError as error:
+        kept = directory.path / "last.onnx"
+        save(model, kept)
+        raise ModelError(f"{error}; the trained model is in {kept}", path=target) from error
+
+
+def metrics_of(problem: Problem, model: ir.Model, split: Split) -> dict[str, float]:
+    """Metrics of `model` on `split`, on the device of the run."""
+    return model_metrics(
+        model,
+        split,
+        problem.objective,
+        batch_size=problem.batch_size,
+        static=problem.static_batch,
+        device=problem.device,
+    )
+
+
+def _check_file(problem: Problem, model: ir.Model, path: Path, outcome: Outcome) -> None:
+    """The file that was written computes what the training session did, and the model in memory."""
+    file = load(path)
+    feeds = _some_inputs(problem)
+    half = tolerance_of(file)
+    tolerance = half if half > TOLERANCE else _FILE_TOLERANCE
+    found = compare(model, file, feeds, device=problem.device, tolerance=tolerance)
+    if found.holds and outcome.witness is not None:
+        feeds, predicted = outcome.witness
+        name = problem.objective.prediction
+        runner = Runner(evaluation_copy(file, [name]), device=problem.device)
+        found = agreement({name: predicted}, runner.run(feeds), tolerance=tolerance)
+    if not found.holds:
+        raise InvariantError(
+            f"{path}: computes something else than the trained model (difference "
+            f"{found.error:.1e}); please report this",
+            path=path,
+        )
+
+
+def _some_inputs(problem: Problem) -> Mapping[str, np.ndarray[Any, Any]]:
+    count = problem.batch_size if problem.static_batch else min(32, len(problem.train))
+    return inputs_of(problem.train.batch(np.arange(count)))
+
+
+def _report(
+    problem: Problem,
+    path: str | os.PathLike[str],
+    target: Path,
+    stage: Stage,
+    outcome: Outcome,
+    result: ir.Model,
+    directory: RunDirectory,
+    notes: tuple[str, ...],
+) -> Report:
+    models = (problem.model, result)
+    times = latencies(models, _some_inputs(problem), device=problem.device)
+    analyses = (stage.analysis, outcome.stage.analysis)
+    files = (stored_size(path), stored_size(target))
+    sizes = [
+        Size(
+            parameters=cost.parameters(each),
+            macs=cost.macs(each, analysis),
+            bytes=disk,
+            latency_ms=taken,
+            metrics={} if problem.judged is None else metrics_of(problem, each, problem.judged[1]),
+        )
+        for each, analysis, taken, disk in zip(models, analyses, times, files, strict=True)
+    ]
+    goal = problem.config.goal
+    achieved = reached = None
+    if goal is not None:
+        before = size(goal.kind, problem.model, stage.analysis)
+        left = size(goal.kind, result, outcome.stage.analysis)
+        achieved, reached = left / before, left <= goal.limit(before)
+    return Report(
+        model=os.fspath(path),
+        output=os.fspath(target),
+        before=sizes[0],
+        after=sizes[1],
+        exact=outcome.exact,
+        bounded=outcome.bounded,
+        steps=outcome.steps,
+        seconds=0.0,
+        training_seconds=outcome.seconds,
+        target=problem.config.target,
+        achieved=achieved,
+        reached=reached,
+        notes=notes,
+        run_directory=os.fspath(directory.path),
+    )
+
+
+def _type_notes(problem: Problem, outcome: Outcome) -> tuple[str, ...]:
+    """How a model of other float types than float32 was trained, run and written."""
+    if is_single(problem.model):
+        return ()
+    notes = ["trained in float32, written in the types of the file"]
+    if Runner(problem.model, device=problem.device).single:
+        notes.append("the runtime has no kernels for these types, so metrics are those in float32")
+    values = constants(outcome.stage.model)
+    beyond = [
+        name
+        for name, array in outcome.stage.snapshot.parameters.items()
+        if saturates(array, values[name].dtype)
+    ]
+    if beyond:
+        notes.append(
+            f"numbers beyond the range of the file's type were cut off: {', '.join(beyond)}"
+        )
+    return tuple(notes)
+
+
+def _judged_note(problem: Problem) -> tuple[str, ...]:
+    if problem.judged is None:
+        return ("no validation data: no metrics",)
+    name, split = problem.judged
+    return (f"metrics on {len(split)} {name} examples",)
