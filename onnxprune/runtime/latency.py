@@ -13,6 +13,8 @@ from onnxprune.runtime.session import Device, Runner
 
 __all__ = ["latencies"]
 
+_PATIENCE = 5  # times the planned seconds, after which one round is enough
+
 
 def latencies(
     models: Sequence[ir.Model],
@@ -30,14 +32,22 @@ def latencies(
         seconds: about how long to measure in all.
     """
     runners = [Runner(model, device=device or Device()) for model in models]
+    start = time.perf_counter()
     for runner in runners:  # the first runs allocate
         runner.run(feeds)
-        runner.run(feeds)
-    times: list[list[float]] = [[] for _ in runners]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < 5 or (time.perf_counter() < end and len(times[0]) < 1000):
-        for runner, taken in zip(runners, times, strict=True):
-            start = time.perf_counter()
+        if time.perf_counter() < start + seconds:
             runner.run(feeds)
-            taken.append(time.perf_counter() - start)
+    times: list[list[float]] = [[] for _ in runners]
+    while not _enough(len(times[0]), (time.perf_counter() - start) / seconds):
+        for runner, taken in zip(runners, times, strict=True):
+            before = time.perf_counter()
+            runner.run(feeds)
+            taken.append(time.perf_counter() - before)
     return [1000 * float(np.median(taken)) for taken in times]
+
+
+def _enough(rounds: int, spent: float) -> bool:
+    """Whether to stop after `rounds`, `spent` times the planned seconds: slow models get fewer."""
+    if spent < 1:
+        return rounds >= 1000
+    return rounds >= (5 if spent < _PATIENCE else 1)
