@@ -22,25 +22,29 @@ TORCH_PRUNING_FAILS = (
 
 # family -> models, with the size of the image where it is not 64
 _TORCHVISION: dict[str, str] = {
-    "detection": "ssdlite320_mobilenet_v3_large@320 ssd300_vgg16@300 fasterrcnn_resnet50_fpn@128 "
-    "fasterrcnn_resnet50_fpn_v2@128 fasterrcnn_mobilenet_v3_large_320_fpn@128 "
-    "fasterrcnn_mobilenet_v3_large_fpn@128 fcos_resnet50_fpn@128 keypointrcnn_resnet50_fpn@128 "
-    "maskrcnn_resnet50_fpn_v2@128 retinanet_resnet50_fpn_v2@128",
+    "detection": "ssdlite320_mobilenet_v3_large@320 ssd300_vgg16@300 "
+    "fasterrcnn_resnet50_fpn@128 fasterrcnn_resnet50_fpn_v2@128 "
+    "fasterrcnn_mobilenet_v3_large_320_fpn@128 "
+    "fasterrcnn_mobilenet_v3_large_fpn@128 fcos_resnet50_fpn@128 "
+    "keypointrcnn_resnet50_fpn@128 maskrcnn_resnet50_fpn_v2@128 "
+    "retinanet_resnet50_fpn_v2@128",
     "segmentation": "fcn_resnet50 fcn_resnet101 deeplabv3_resnet50 deeplabv3_resnet101 "
     "deeplabv3_mobilenet_v3_large lraspp_mobilenet_v3_large",
     "optical flow": "raft_large@128",
     "transformer": "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14@56 swin_t swin_s swin_b",
     "convolution": "alexnet@224 convnext_tiny convnext_small convnext_base convnext_large "
-    "densenet121 densenet169 densenet201 densenet161 efficientnet_b0 efficientnet_b1 "
-    "efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 "
-    "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l googlenet inception_v3@96 mnasnet0_5 "
-    "mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small "
-    "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf "
-    "regnet_y_32gf regnet_y_128gf resnet18 resnet34 resnet50 resnet101 resnet152 "
-    "resnext50_32x4d resnext101_32x8d wide_resnet50_2 wide_resnet101_2 shufflenet_v2_x0_5 "
-    "shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 "
-    "vgg11@224 vgg13@224 vgg16@224 vgg19@224 vgg11_bn@224 vgg13_bn@224 vgg16_bn@224 "
-    "vgg19_bn@224",
+    "densenet121 densenet169 densenet201 densenet161 efficientnet_b0 "
+    "efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
+    "efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_s "
+    "efficientnet_v2_m efficientnet_v2_l googlenet inception_v3@96 mnasnet0_5 "
+    "mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large "
+    "mobilenet_v3_small regnet_y_400mf regnet_y_800mf regnet_y_1_6gf "
+    "regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf regnet_y_128gf "
+    "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d "
+    "resnext101_32x8d wide_resnet50_2 wide_resnet101_2 shufflenet_v2_x0_5 "
+    "shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 "
+    "squeezenet1_1 vgg11@224 vgg13@224 vgg16@224 vgg19@224 vgg11_bn@224 "
+    "vgg13_bn@224 vgg16_bn@224 vgg19_bn@224",
 }
 # More than about 200 MB, each of the topology of a smaller one in the list.
 _LARGE = frozenset(
