@@ -110,7 +110,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("model", type=click.Path(), required=False)
+@click.argument("model", type=click.Path(), required=False, metavar="MODEL")
 @_options
 @click.pass_context
 def train(

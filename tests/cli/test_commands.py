@@ -103,3 +103,28 @@ def test_train_without_progress(run: Run, folder: Path, mlp: Path, save: Save, f
         report = json.loads(result.stdout)
         assert report["before"]["parameters"] == 56
         assert report["output"] == "small.onnx"
+
+
+def test_train_goes_on_with_a_run(run: Run, folder: Path, mlp: Path, save: Save) -> None:
+    options = ("--epochs", "2", "--run-dir", "r", "-o", "small.onnx", "--threads", "1")
+    assert run("train", mlp, "--data", save(), *options).exit_code == 0
+    (folder / "small.onnx").unlink()
+    refused = run("train", "--resume", "r")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: --resume r: the run is finished after 2 epochs")
+    refused = run("train", "--resume", "r", "--epochs", "3", "--batch-size", "7")
+    assert refused.exit_code == 2
+    assert "--batch-size 7: the run was started with 32" in refused.stderr
+    result = run("train", "--resume", "r", "--epochs", "3")
+    assert result.exit_code == 0
+    assert "r: goes on at step 4 of 6" in result.stderr
+    assert (folder / "small.onnx").is_file()
+
+
+def test_a_model_is_needed_unless_a_run_goes_on(run: Run) -> None:
+    result = run("train", "--data", "digits")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Missing argument 'MODEL'")
+    result = run("train", "--resume", "absent")
+    assert result.exit_code == 2
+    assert "absent: holds no run" in result.stderr
