@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxprune.base import Array
 from onnxprune.errors import InvalidModelError, ModelError
 from onnxprune.scopes import name_all_values
+from onnxprune.sparse import read
 from onnxprune.storage import free_data_name, move_into_place, remove_data
 from onnxprune.tensors import (
     Stored,
@@ -79,7 +80,7 @@ def load(path: str | os.PathLike[str], *, check: bool = True) -> ir.Model:
     if not file.is_file():
         raise InvalidModelError(f"{file}: no such file; give the path of an .onnx file", path=file)
     try:
-        model = _checked(file) if check else ir.load(file)
+        model = _checked(file) if check else read(file)
     except DecodeError as error:
         raise InvalidModelError(
             f"{file}: not an ONNX model, or truncated ({_first_line(error)}); export it again",
@@ -102,14 +103,14 @@ def _checked(file: Path) -> ir.Model:
     except onnx.checker.ValidationError as error:
         if "topologically sorted" not in str(error):
             raise
-        model = ir.load(file)
+        model = read(file)
         model.graph.sort()
         for function in model.functions.values():
             function.sort()
         with serialize(model) as data:
             onnx.checker.check_model(data)
         return model
-    return ir.load(file)
+    return read(file)
 
 
 def _first_line(error: BaseException) -> str:
