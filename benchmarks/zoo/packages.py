@@ -18,13 +18,18 @@ from zoo.entries import Entry, Places, UnavailableError
 
 __all__ = ["packages"]
 
-# Inputs whose open sizes are not free: one window of the voice detectors, at the sampling rate that
-# a made-up number stands for.
+# Inputs whose open sizes are not free: windows of voice, for those with a rate at the one that
+# a made-up number stands for; batches that a state of fixed size must match.
 _SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "silero_vad": {"input": (1, 256), "state": (2, 1, 128)},
     "silero_vad_op18_ifless": {"input": (1, 256), "state": (2, 1, 128)},
     "silero_vad_16k_op15": {"input": (1, 576), "state": (2, 1, 128)},
     "silero_vad_half": {"input": (1, 512), "state": (2, 1, 128)},
+    "melspectrogram": {"input": (1, 16_000)},
+    "speech-embedding": {"samples:0": (1, 32_000)},
+    "Run_1663829550_Stage_0": {"input": (1, 3, 20, 160)},
+    "Run_1668423760_Stage_0": {"input": (1, 3, 20, 160)},
+    "smart-turn-v3.2-cpu": {"input_features": (1, 80, 800)},
 }
 
 # distribution, version, family, members of the archive

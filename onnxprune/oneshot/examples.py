@@ -98,15 +98,24 @@ def _inputs(batch: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array for name, array in batch.items() if name != TARGET}
 
 
-def gather(model: ir.Model, source: Source | None, config: PruneConfig) -> Examples:
-    """The data in `source` as the model wants it, or made-up inputs when there is none."""
+def gather(
+    model: ir.Model, source: Source | None, config: PruneConfig, *, count: int | None = None
+) -> Examples:
+    """The data in `source` as the model wants it, or made-up inputs when there is none.
+
+    Args:
+        model: not changed.
+        source: the user's, or None.
+        config: the options.
+        count: of made-up examples, where the model leaves that open.
+    """
     shapes = {name: tuple(sizes) for name, sizes in config.input_shapes.items()}
     static = _static_batch(model)
     if source is None:
         images = any(len(value.shape or ()) > 3 for value in model_input(model))
         rng = np.random.default_rng(config.seed)
-        count = _IMAGES if images else 2 * _IMAGES
-        feeds = synthetic(model, rng, examples=count, input_shapes=shapes)
+        usual = _IMAGES if images else 2 * _IMAGES
+        feeds = synthetic(model, rng, examples=count or usual, input_shapes=shapes)
         return Examples(data=None, made_up=feeds, static=static)
     data = fit(
         read(source),

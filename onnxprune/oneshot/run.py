@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from onnxprune.oneshot.removal import (
     to_target,
     without_loss,
 )
-from onnxprune.oneshot.verification import verification
+from onnxprune.oneshot.verification import Verification, verification
 from onnxprune.reports import Event, Report, Size
 from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.recipe import METADATA, Recipe
@@ -124,8 +125,7 @@ def _prune(
     inlined = inline(loaded)
     graph = untie(inlined)
     analysis = candidates(graph, config)
-    examples = gather(graph, data, config)
-    checks = verification(graph, config, examples)
+    examples, checks = _looked_at(graph, data, config)
     job = Job(
         config=config,
         examples=examples,
@@ -141,6 +141,25 @@ def _prune(
             on_event(event)
     _write(result, loaded, target, Path(model).name, job)
     return result, job, checks.notes, target
+
+
+def _looked_at(
+    model: ir.Model, data: Source | None, config: PruneConfig
+) -> tuple[Examples, Verification]:
+    """Inputs on which the model was seen to run, and how it did.
+
+    A single made-up example is tried too: the batch that a file leaves open may be settled by
+    something else, such as a state of fixed size.
+    """
+    examples = gather(model, data, config)
+    try:
+        return examples, verification(model, config, examples)
+    except ModelError:
+        if data is None:
+            single = gather(model, None, config, count=1)
+            with contextlib.suppress(ModelError):
+                return single, verification(model, config, single)
+        raise
 
 
 def _read_recipe(path: str) -> Recipe:

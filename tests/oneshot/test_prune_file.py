@@ -263,6 +263,17 @@ def test_a_model_that_does_not_run_on_made_up_inputs_asks_for_data(prune: Prune)
         prune(network, target="params=50%", input_shapes={"x": (2, 3)})
 
 
+def test_made_up_inputs_are_a_single_one_where_the_graph_settles_the_batch(prune: Prune) -> None:
+    network = model(
+        """(float[N, 6] x) => (float[1, 3] y) <float[6, 8] w, float[8, 3] v, int64[2] shape>
+        { r = Reshape(x, shape) h = MatMul(r, w) a = Relu(h) y = MatMul(a, v) }""",
+        shape=np.array([1, 6]),
+    )
+    _, report = prune(network, target="params=50%")
+    assert report.reached
+    assert any("on 1 made-up inputs" in note for note in report.notes)
+
+
 def test_labels_that_do_not_fit_cost_the_metrics_only(prune: Prune) -> None:
     _, report = prune(model(CONVNET), (IMAGES, LABELS + 10), target="params=50%")
     assert report.before.metrics == {}
