@@ -103,6 +103,7 @@ def _bar_updater(bar: Bar) -> Callable[[Event], None]:
     def update(event: Event) -> None:
         if isinstance(event, Progress):
             facts["loss"] = f"{event.loss:.4f}"
+            facts.update({name: f"{value:.4f}" for name, value in event.parts.items()})
             facts["parameters"] = human(event.parameters)
             bar.update(task, completed=event.step, total=event.steps)
         elif isinstance(event, Evaluated) and event.split != "train":

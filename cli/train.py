@@ -19,13 +19,13 @@ from onnxprune.methods import METHODS
 from onnxprune.training.config import (
     BATCH_NORM,
     CHECKS,
-    LOSSES,
     OPTIMIZERS,
     PROVIDERS,
     SCHEDULES,
     RunConfig,
     output_path,
 )
+from onnxprune.training.loss_spec import KINDS
 
 from . import _render
 from ._types import analysis_options, field_option, numbers, share
@@ -73,7 +73,14 @@ _OPTIMIZATION = (
     _option("clip_value", type=float, help="Largest magnitude of a gradient's elements."),
     _option("ema", type=float, help="Average the weights with this decay; the average is saved."),
     _option("schedule", type=SCHEDULES, help="Of the learning rate."),
-    _option("loss", type=LOSSES, help="Loss function."),
+    click.option(
+        "--loss",
+        metavar="[WEIGHT*][OUTPUT=]LOSS",
+        multiple=True,
+        default=("auto",),
+        show_default=True,
+        help=f"{', '.join(KINDS)} or an .onnx file; several are added up.",
+    ),
     _option("output_name", metavar="NAME", help="The graph output with the prediction."),
     _option("batch_norm", type=BATCH_NORM, help="Statistics that BatchNormalization uses."),
 )

@@ -19,6 +19,7 @@ _HOMES = {
     "Fold": "onnxprune.base",
     "Group": "onnxprune.base",
     "Inspection": "onnxprune.reports",
+    "Loss": "onnxprune.training.loss_spec",
     "METHODS": "onnxprune.methods",
     "Merge": "onnxprune.base",
     "OnnxPruneError": "onnxprune.errors",

@@ -16,6 +16,7 @@ PUBLIC = [
     "Fold",
     "Group",
     "Inspection",
+    "Loss",
     "METHODS",
     "Merge",
     "OnnxPruneError",

@@ -7,7 +7,8 @@ scale) and says so in `Data.notes`. It converts nothing: that happens per batch,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ def fit(
     std: Sequence[float] | None = None,
     layout: str = "auto",
     input_names: Mapping[str, str] | None = None,
+    targets: Collection[str] = (),
 ) -> Data:
     """Lay raw data out for the inputs of a model.
 
@@ -83,6 +85,7 @@ def fit(
         std: divided by after that, one number or one per channel.
         layout: how the data lies, one of `LAYOUTS`; "none" keeps the order of the values.
         input_names: which array of the data is for which input, where their names differ.
+        targets: names of arrays that are targets beside y, if the data has them.
 
     Raises:
         DataError: an input has no array, sizes do not fit or fit in several ways, or values do
@@ -90,6 +93,8 @@ def fit(
         ConfigError: `scale`, `mean`, `std` or `layout` is impossible.
     """
     _check_options(inputs, scale, mean, std, layout)
+    names = frozenset(targets) - {spec.name for spec in inputs}
+    raw, others = _without(raw, names)
     keys = _assign(raw, inputs, input_names or {})
     conversions = {}
     notes = []
@@ -102,12 +107,25 @@ def fit(
     unused = [name or "x" for name in raw.train.x if name not in keys.values()]
     if unused:
         notes.append(f"{raw.name}: {', '.join(unused)} not used by any input of the model")
-    train = _split(raw, raw.train, inputs, keys, conversions)
-    validation, test = (
-        None if part is None else _split(raw, part, inputs, keys, conversions)
-        for part in (raw.validation, raw.test)
+    train, validation, test = (
+        None if part is None else replace(_split(raw, part, inputs, keys, conversions), others=more)
+        for part, more in zip((raw.train, raw.validation, raw.test), others, strict=True)
     )
+    assert train is not None
     return Data(train=train, validation=validation, test=test, notes=tuple(notes))
+
+
+def _without(raw: Raw, names: Collection[str]) -> tuple[Raw, list[dict[str, Array]]]:
+    """`raw` without the arrays called `names`, and these, per part."""
+    parts: list[Part | None] = []
+    taken: list[dict[str, Array]] = []
+    for part in (raw.train, raw.validation, raw.test):
+        arrays = {} if part is None else part.x
+        taken.append({name: array for name, array in arrays.items() if name in names})
+        left = {name: array for name, array in arrays.items() if name not in names}
+        parts.append(None if part is None else replace(part, x=left))
+    assert parts[0] is not None
+    return replace(raw, train=parts[0], validation=parts[1], test=parts[2]), taken
 
 
 def _check_options(

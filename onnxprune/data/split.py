@@ -19,7 +19,7 @@ from onnxprune.data.layout import Arrangement
 __all__ = ["TARGET", "Conversion", "Data", "InputSpec", "Split"]
 
 TARGET = "onnxprune.target"
-"""The key of the target in a batch."""
+"""The key of the target in a batch; further ones are called TARGET/name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +76,14 @@ class Split:
     Attributes:
         sources: per input name, the raw array.
         target: (N, ...) in the order of the examples, None when there is none.
+        others: (N, ...) further targets by name, in the order of the examples.
         conversions: per input name, what turns raw examples into the input; absent: nothing.
         rows: (N,) which examples of the sources these are; None for all of them.
     """
 
     sources: Mapping[str, Array]
     target: Array | None = None
+    others: Mapping[str, Array] = field(default_factory=dict)
     conversions: Mapping[str, Conversion] = field(default_factory=dict)
     rows: Index | None = None
 
@@ -94,18 +96,23 @@ class Split:
         return self._convert(self.rows)
 
     def batch(self, indices: ArrayLike) -> dict[str, Array]:
-        """The examples at `indices` (n,) by input name, and their target under `TARGET`."""
+        """The examples at `indices` (n,) by input name, and their targets (`TARGET`)."""
         chosen = np.asarray(indices, dtype=np.int64)
         batch = self._convert(chosen if self.rows is None else self.rows[chosen])
         if self.target is not None:
             batch[TARGET] = self.target[chosen]
-        return batch
+        return batch | {f"{TARGET}/{name}": array[chosen] for name, array in self.others.items()}
 
     def take(self, indices: ArrayLike) -> Split:
         """The same examples reduced to `indices` (n,), in that order; copies no input."""
         chosen = np.asarray(indices, dtype=np.int64)
         rows = chosen if self.rows is None else self.rows[chosen]
-        return replace(self, rows=rows, target=None if self.target is None else self.target[chosen])
+        return replace(
+            self,
+            rows=rows,
+            target=None if self.target is None else self.target[chosen],
+            others={name: array[chosen] for name, array in self.others.items()},
+        )
 
     def _convert(self, rows: Index | None) -> dict[str, Array]:
         return {

@@ -22,6 +22,8 @@ __all__ = ["IGNORED", "check_target"]
 IGNORED = -100
 """The class number of examples that a cross-entropy leaves out."""
 
+_VALUES = ("mse", "l1", "huber")
+
 
 def check_target(
     split: Split,
@@ -30,18 +32,20 @@ def check_target(
     *,
     shape: Sequence[int | None] | None = None,
     dtype: DTypeLike = np.float32,
+    ignore: int = IGNORED,
     where: str = "",
 ) -> Split:
     """Check the target of `split` against a loss, and convert it.
 
     Args:
         split: the examples.
-        kind: "cross-entropy", "binary-cross-entropy" or "mse".
+        kind: "cross-entropy", "binary-cross-entropy", or "mse", "l1" or "huber" for values.
         classes: how many classes, or how many values per example, the model's output has; None
             when unknown.
         shape: of the model's output, batch axis first, None where unknown; (N, classes) when not
             given.
-        dtype: of the output; what the target becomes for binary-cross-entropy and mse.
+        dtype: of the output; what the target becomes unless it holds classes.
+        ignore: the class number that is left out; it becomes `IGNORED`.
         where: name of the split, for messages: "test" makes them begin with "test y".
 
     Returns:
@@ -56,17 +60,22 @@ def check_target(
     target, name = split.target, f"{where} y".strip()
     if target is None:
         raise DataError(
-            f"{name}: the loss {kind} needs a target, the data has none; add an array y"
+            f"{name}: the loss {kind} needs a target, the data has none; add an array y, or choose "
+            "--loss distill, which needs none"
         )
     expected = tuple(shape) if shape is not None else (None, classes)
     if kind == "cross-entropy":
+        if ignore != IGNORED:
+            signed = target if target.dtype.kind in "if" else target.astype(np.int64)
+            target = np.where(signed == ignore, IGNORED, signed)
         return replace(split, target=_classes(target, classes, expected, name))
     if kind == "binary-cross-entropy":
         return replace(split, target=_binary(target, expected, name).astype(dtype))
-    if kind == "mse":
+    if kind in _VALUES:
         return replace(split, target=_aligned(target, expected, name).astype(dtype))
     raise ConfigError(
-        f"--loss {kind}: expected cross-entropy, binary-cross-entropy or mse", loss=kind
+        f"--loss {kind}: expected cross-entropy, binary-cross-entropy or {', '.join(_VALUES)}",
+        loss=kind,
     )
 
 

@@ -95,7 +95,7 @@ class Examples:
 
 
 def _inputs(batch: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: array for name, array in batch.items() if name != TARGET}
+    return {name: array for name, array in batch.items() if not name.startswith(TARGET)}
 
 
 def gather(

@@ -393,7 +393,7 @@ def _metrics(result: _Result, job: Job) -> tuple[list[dict[str, float]], tuple[s
         model_metrics(
             model,
             split,
-            objective,
+            (objective,),
             batch_size=job.examples.static or _TRIAL_BATCH,
             static=job.examples.static is not None,
             device=job.device,

@@ -14,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -77,6 +77,7 @@ class Progress:
         epoch: passes over the data that are complete.
         loss: of the last steps, smoothed.
         parameters: that the model has left.
+        parts: the terms of the loss by name, as `loss`, where there are several.
     """
 
     step: int
@@ -84,6 +85,7 @@ class Progress:
     epoch: int
     loss: float
     parameters: int
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Snapshot
+from onnxprune.base import Array, Axis, Index, Snapshot
 from onnxprune.errors import DataError, ModelError, OnnxPruneError
 from onnxprune.model import constant, constants, in_memory, load, save
 from onnxprune.storage import sync
@@ -113,7 +113,7 @@ class Writer:
             key = (id(value.model), value.snapshot.step)
             if key not in stages:
                 file = draft / f"model-{value.snapshot.step}.onnx"
-                stages[key] = {"file": file.name, "snapshot": _lean(value)}
+                stages[key] = {"file": file.name, "snapshot": (_lean(value), dict(value.origins))}
                 kept[key] = (value.model, file)
                 self._write_model(key, value, file)
             return {"stage": list(stages).index(key)}
@@ -208,7 +208,9 @@ def read_checkpoint(folder: Path, first: Stage, config: RunConfig) -> Checkpoint
 def _stage(folder: Path, entry: Mapping[str, Any], arrays: list[Array], config: RunConfig) -> Stage:
     model = in_memory(load(folder / entry["file"]))
     start, count = entry["arrays"]
-    snapshot: Snapshot = decode(entry["snapshot"], arrays[start : start + count])
+    decoded: tuple[Snapshot, Mapping[Axis, Index]]
+    decoded = decode(entry["snapshot"], arrays[start : start + count])
+    snapshot, origins = decoded
     values = constants(model)
 
     def filled(known: Mapping[str, Array | None]) -> dict[str, Array]:
@@ -218,7 +220,8 @@ def _stage(folder: Path, entry: Mapping[str, Any], arrays: list[Array], config: 
     snapshot = replace(
         snapshot, parameters=filled(snapshot.parameters), state=filled(snapshot.state)
     )
-    return Stage(model=model, analysis=removable(model, config), snapshot=snapshot)
+    analysis = removable(model, config)
+    return Stage(model=model, analysis=analysis, snapshot=snapshot, origins=origins)
 
 
 def _write_json(file: Path, document: Any) -> None:

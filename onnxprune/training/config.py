@@ -19,11 +19,11 @@ from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
 from onnxprune.model import external_files
 from onnxprune.training.cadence import parse_cadence
+from onnxprune.training.loss_spec import Loss, parse_loss
 
 __all__ = [
     "BATCH_NORM",
     "CHECKS",
-    "LOSSES",
     "OPTIMIZERS",
     "PROVIDERS",
     "SCHEDULES",
@@ -39,7 +39,6 @@ OPTIMIZERS: Mapping[str, float] = {"adam": 1e-3, "adamw": 1e-3, "momentum": 1e-2
 """The optimizers, each with the learning rate it gets when none is given."""
 
 SCHEDULES = ("constant", "cosine", "one-cycle", "step")
-LOSSES = ("auto", "cross-entropy", "binary-cross-entropy", "mse")
 BATCH_NORM = ("train", "frozen")
 PROVIDERS = ("cpu", "cuda")
 CHECKS = ("on", "off")
@@ -47,7 +46,6 @@ CHECKS = ("on", "off")
 _CHOICES = {
     "optimizer": tuple(OPTIMIZERS),
     "schedule": SCHEDULES,
-    "loss": LOSSES,
     "batch_norm": BATCH_NORM,
     "provider": PROVIDERS,
     "check": CHECKS,
@@ -142,8 +140,9 @@ class RunConfig:
         ema: decay of the exponential moving average of weights and running statistics, in [0, 1);
             evaluated and saved is the average then. None for none.
         schedule: of the learning rate, one of `SCHEDULES`.
-        loss: one of `LOSSES`.
-        output_name: the graph output that carries the prediction; None to find it.
+        loss: what is minimized: a term as text (`loss_spec`) or as a `Loss`, or several, which are
+            added up. "auto" finds the loss from the output and the targets.
+        output_name: the graph output that terms read which name none; None to find it.
         batch_norm: "train" uses the statistics of the batch and updates the running ones,
             "frozen" uses the running ones.
         scale, mean, std, layout: how data becomes input, as `onnxprune.data.fit` takes them.
@@ -179,7 +178,7 @@ class RunConfig:
     clip_value: float | None = None
     ema: float | None = None
     schedule: str = "cosine"
-    loss: str = "auto"
+    loss: str | Loss | Sequence[str | Loss] = "auto"
     output_name: str | None = None
     batch_norm: str = "train"
     scale: float | None = None
@@ -229,6 +228,15 @@ class RunConfig:
         parse_cadence(self.checkpoint_every)
         if self.target is not None:
             parse_target(self.target)
+        _ = self.losses
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The terms of the loss as data."""
+        terms = (self.loss,) if isinstance(self.loss, str | Loss) else tuple(self.loss)
+        if not terms:
+            raise ConfigError("--loss: expected at least one term, such as auto", option="loss")
+        return tuple(parse_loss(term) if isinstance(term, str) else term for term in terms)
 
     @property
     def rate(self) -> float:
@@ -269,6 +277,8 @@ def option_name(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Loss):
+        return str(value)
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -89,10 +89,11 @@ def metrics_of(problem: Problem, model: ir.Model, split: Split) -> dict[str, flo
     return model_metrics(
         model,
         split,
-        problem.objective,
+        problem.objectives,
         batch_size=problem.batch_size,
         static=problem.static_batch,
         device=problem.device,
+        taught=problem.taught,
     )
 
 

@@ -31,6 +31,7 @@ from onnxprune.training.config import RunConfig
 from onnxprune.training.evaluation import evaluate, main_metric
 from onnxprune.training.interrupts import deferred
 from onnxprune.training.keeper import Keeper
+from onnxprune.training.loss_nodes import part_names
 from onnxprune.training.problem import Problem, stream
 from onnxprune.training.pruning import Stage, apply, inputs_of, limit_at, moment, sample_size
 from onnxprune.training.rounds import Round, needed, opened
@@ -110,6 +111,7 @@ class Loop:
             "params": cost.parameters(stage.model),
             "macs": cost.macs(stage.model, stage.analysis),
         }
+        self.part_names = part_names(problem.objectives)
         self.seconds = 0.0  # of the parts of this run before
         self.keeper: Keeper
         self.spare: Checkpoint | None = None  # a whole one that is not on disk
@@ -224,6 +226,7 @@ class Loop:
             self.stage.snapshot,
             dict.fromkeys(sites),
             observables,
+            origins=self.stage.origins,
         )
 
     def _sync(self) -> None:
@@ -272,11 +275,14 @@ class Loop:
         step = session.step
         observe = self.pruner is not None and step % self.observe_every == 0
         observe = observe and bool(self.round.collector.outputs)
-        result = session.train_step(batch, learning_rate=self.rate(step), observe=observe)
+        result = session.train_step(
+            self.problem.taught(batch), learning_rate=self.rate(step), observe=observe
+        )
         if observe and self.pruner is not None:
             seen = self.round.collector.collect(result.extra)
             self.state = self.pruner.observe(self.state, seen)
-        self.tally = self.tally.stepped(result.loss, step)
+        parts = {self.part_names.get(n, n): value for n, value in result.parts.items()}
+        self.tally = self.tally.stepped(result.loss, step, parts)
         if (step + 1) % _REPORT_EVERY == 0 or step + 1 == self.steps:
             self.emit(
                 Progress(
@@ -285,6 +291,7 @@ class Loop:
                     epoch=self.tally.epochs,
                     loss=self.tally.loss,
                     parameters=cost.parameters(self.stage.model),
+                    parts=dict(self.tally.parts),
                 )
             )
 
@@ -388,9 +395,10 @@ class Loop:
         found = evaluate(
             self.round.session.evaluate,
             problem.validation,
-            problem.objective,
+            problem.objectives,
             batch_size=problem.batch_size,
             static=problem.static_batch,
+            taught=problem.taught,
         )
         self.emit(
             Evaluated(

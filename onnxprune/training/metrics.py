@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
 from scipy.stats import rankdata
 
 from onnxprune.base import Array
+from onnxprune.data import IGNORED
 from onnxprune.errors import DataError
-from onnxprune.training.losses import IGNORED, Objective
+from onnxprune.training.losses import Objective
 
-__all__ = ["Metric", "accuracy", "area_under_curve", "loss", "mean_squared_error", "metric_for"]
+__all__ = ["Metric", "accuracy", "area_under_curve", "mean_squared_error", "metric_for"]
 
 
 class Metric(NamedTuple):
@@ -84,35 +84,15 @@ def mean_squared_error(predictions: Array, targets: Array) -> float:
     return float(np.mean(difference**2))
 
 
-def loss(objective: Objective, predictions: Array, targets: Array) -> float:
-    """The objective's loss over all examples, from the values it reads (logits).
-
-    Args:
-        objective: from `losses.resolve`.
-        predictions: (n, ...) values of `objective.prediction`.
-        targets: (n, ...) as from `data.check_target`.
-    """
-    z = predictions.astype(np.float64)
-    if objective.kind == "mse":
-        return mean_squared_error(predictions, targets)
-    if objective.kind == "binary-cross-entropy":
-        return float(np.mean(np.logaddexp(0, z) - z * targets.reshape(z.shape)))
-    rows = np.moveaxis(z, objective.class_axis, -1).reshape(-1, z.shape[objective.class_axis])
-    labels = targets.reshape(-1)
-    rows, labels = rows[labels != IGNORED], labels[labels != IGNORED]
-    chosen = rows[np.arange(len(rows)), labels]
-    return float(np.mean(logsumexp(rows, axis=1) - chosen))
-
-
 def metric_for(objective: Objective) -> Metric:
-    """The metric a run reports: accuracy for classes, else the mean squared error.
+    """The metric a run reports: accuracy for classes and yes or no, else the mean squared error.
 
     Args:
         objective: from `losses.resolve`; predictions are values of `objective.prediction`.
     """
-    if objective.kind == "cross-entropy":
+    if objective.nature == "cross-entropy":
         axis = objective.class_axis
         return Metric("accuracy", lambda p, t: accuracy(p, t, class_axis=axis), True)
-    if objective.kind == "binary-cross-entropy":
+    if objective.nature == "binary-cross-entropy":
         return Metric("accuracy", binary_accuracy, True)
     return Metric("mean squared error", mean_squared_error, False)

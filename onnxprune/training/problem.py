@@ -10,12 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from scipy.stats import entropy
 
+from onnxprune.base import Array
 from onnxprune.data import (
     IGNORED,
+    TARGET,
     Data,
     Source,
     Split,
-    check_target,
     fit,
     input_specs,
     read,
@@ -29,10 +30,13 @@ from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
-from onnxprune.training.losses import Objective, resolve
+from onnxprune.training.goals import divergence_of_mean, goals, target_names, taught_values
+from onnxprune.training.losses import Objective
+from onnxprune.training.teacher import Teacher
 
 __all__ = ["Problem", "fit_data", "pose", "read_model", "sized", "stream", "with_sizes"]
 
+_TAUGHT = 1024  # examples from which a teacher's spread is estimated
 _STREAMS = ("validation", "order", "probe", "verification")
 
 
@@ -44,10 +48,12 @@ class Problem:
         model: as the file has it.
         train, validation, test: examples; validation is put aside from training data when none was
             given, and None when the configuration asks for no validation.
-        objective: the loss, and the values it reads.
+        objectives: the terms of the loss; metrics are about the first.
+        teacher: computes what the original model says of a batch; None when no term asks for it.
         examples: training examples given, those that were put aside for validation included.
         trivial_loss: of the best constant prediction: the targets' entropy in nats, or their
-            variance; the mean of these where the model predicts several values.
+            variance; the mean of these where the model predicts several values. Of several terms
+            the weighted sum; custom ones and values inside the model count nothing.
         batch_size: examples per pass: the configuration's, or the model's when its batch axis is
             static.
         static_batch: whether every batch must have that size.
@@ -59,13 +65,28 @@ class Problem:
     train: Split
     validation: Split | None
     test: Split | None
-    objective: Objective
+    objectives: tuple[Objective, ...]
+    teacher: Teacher | None
     examples: int
     trivial_loss: float
     batch_size: int
     static_batch: bool
     device: Device
     notes: tuple[str, ...]
+
+    @property
+    def objective(self) -> Objective:
+        """The term that metrics are about."""
+        return self.objectives[0]
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Names of values inside the model that a teacher's are compared with."""
+        return frozenset(o.prediction for o in self.objectives if o.kind == "distill-hidden")
+
+    def taught(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        """`batch` with what the teacher says of it, where there is one."""
+        return batch if self.teacher is None else self.teacher(batch)
 
     @property
     def step_size(self) -> int:
@@ -107,17 +128,9 @@ def pose(
     model = read_model(path)
     fitted = fit_data(model, data, validation, config)
     shapes, _ = settle(sized(model, config))
-    objective = resolve(
-        _shaped(model, shapes), config.output_name, config.loss, fitted.train.target
-    )
-    splits = [
-        None
-        if split is None
-        else check_target(split, objective.kind, objective.classes, shape=objective.shape)
-        for split in (fitted.train, fitted.validation, fitted.test)
-    ]
-    train, given, test = splits
-    assert train is not None
+    shaped = _shaped(model, shapes)
+    objectives, fitted = goals(shaped, fitted, config.losses, config.output_name)
+    train, given, test = fitted.train, fitted.validation, fitted.test
     examples = len(train)
     if given is None and config.validation_fraction > 0:
         rng = stream(config.seed, "validation")
@@ -136,18 +149,23 @@ def pose(
     notes = fitted.notes
     if static is not None and static != config.batch_size:
         notes += (f"the model takes batches of {static} only, so --batch-size is {static}",)
+    device = Device(provider=config.provider, threads=config.threads)
+    size = static or config.batch_size
+    values = taught_values(objectives)
+    teacher = Teacher(model, values, device=device, size=size) if values else None
     return Problem(
         model=model,
         config=config,
         train=train,
         validation=given,
         test=test,
-        objective=objective,
+        objectives=objectives,
+        teacher=teacher,
         examples=examples,
-        trivial_loss=_trivial_loss(objective.kind, train),
-        batch_size=static or config.batch_size,
+        trivial_loss=sum(o.loss.weight * _trivial_loss(o, train, teacher) for o in objectives),
+        batch_size=size,
         static_batch=static is not None,
-        device=Device(provider=config.provider, threads=config.threads),
+        device=device,
         notes=notes,
     )
 
@@ -171,16 +189,34 @@ def _check_validation(validation: Split | None, config: RunConfig) -> None:
             )
 
 
-def _trivial_loss(kind: str, train: Split) -> float:
-    target = train.target
+def _trivial_loss(objective: Objective, train: Split, teacher: Teacher | None) -> float:
+    if objective.kind == "distill" and teacher is not None:
+        some = teacher(train.batch(np.arange(min(len(train), _TAUGHT))))
+        return divergence_of_mean(objective, some[objective.target])
+    if not objective.is_labelled:
+        return 0.0
+    suffix = objective.target.removeprefix(TARGET).removeprefix("/")
+    target = train.others[suffix] if suffix else train.target
     assert target is not None
-    if kind == "mse":
-        return float(np.var(target, axis=0).mean())
+    return _of_constant(objective, target)
+
+
+def _of_constant(objective: Objective, target: Array) -> float:
+    """The loss of the best constant prediction, weights and smoothing left out."""
+    kind = objective.kind
     if kind == "binary-cross-entropy":
         share = target.mean(axis=0, dtype=np.float64)
         return float(np.mean(entropy(np.stack([share, 1 - share]), axis=0)))
-    _, counts = np.unique(target[target != IGNORED], return_counts=True)
-    return float(entropy(counts)) if counts.size else 0.0
+    if kind == "cross-entropy":
+        _, counts = np.unique(target[target != IGNORED], return_counts=True)
+        return float(entropy(counts)) if counts.size else 0.0
+    if kind == "mse":
+        return float(np.var(target, axis=0).mean())
+    off = np.abs(target - np.median(target, axis=0))
+    if kind == "l1":
+        return float(off.mean())
+    least = np.minimum(off, objective.loss.delta)
+    return float(np.mean(least * (off - least / 2)))
 
 
 def sized(model: ir.Model, config: RunConfig) -> ir.Model:
@@ -213,6 +249,7 @@ def fit_data(model: ir.Model, data: Source, validation: Source | None, config: R
         mean=config.mean,
         std=config.std,
         layout=config.layout,
+        targets=target_names(model, config.losses),
     )
 
 

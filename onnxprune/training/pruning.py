@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +29,7 @@ from onnxprune.training.config import RunConfig
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
 from onnxprune.training.rounds import as_stored, averaged, own_array, written
+from onnxprune.training.teacher import descend
 from onnxprune.updates.graph import AVERAGE
 from onnxprune.windows import merge_windows
 
@@ -62,11 +63,14 @@ class Stage:
         model: the user's graph as pruned so far; its trained numbers are those of the last removal.
         analysis: of this graph.
         snapshot: the numbers of now.
+        origins: which indices of the model given those values have left that a teacher's are
+            compared with; an axis that lost none is absent.
     """
 
     model: ir.Model
     analysis: Analysis
     snapshot: Snapshot
+    origins: Mapping[Axis, Index] = field(default_factory=dict)
 
     def current(self) -> ir.Model:
         """The model with the numbers of now."""
@@ -208,7 +212,8 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     snapshot = replace(
         stage.snapshot, parameters=parameters, moments=moments, state=state, masks=masks
     )
-    return Stage(model=model, analysis=analysis, snapshot=snapshot)
+    origins = descend(stage.origins, kept, problem.hidden)
+    return Stage(model=model, analysis=analysis, snapshot=snapshot, origins=origins)
 
 
 def _pruned_averages(stage: Stage, plan: Plan, names: Iterable[str]) -> dict[str, Array]:
@@ -282,5 +287,5 @@ def _carried(value: ir.Value, master: Array | None, kept: Mapping[Axis, Index]) 
 
 
 def inputs_of(batch: Mapping[str, Array]) -> dict[str, Array]:
-    """A batch without its target."""
-    return {name: array for name, array in batch.items() if name != TARGET}
+    """A batch without its targets."""
+    return {name: array for name, array in batch.items() if not name.startswith(TARGET)}

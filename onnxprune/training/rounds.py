@@ -6,13 +6,14 @@ when it begins and thrown away when it ends; only the snapshot goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Observable, Snapshot
+from onnxprune.base import Array, Axis, Index, Observable, Snapshot
 from onnxprune.errors import ConfigError, ModelError
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
@@ -21,6 +22,7 @@ from onnxprune.model import constant, constants, set_constant
 from onnxprune.ops.random import draws
 from onnxprune.runtime.single import OTHERS, narrowed, widened
 from onnxprune.training.config import RunConfig
+from onnxprune.training.evaluation import judged_values
 from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.influence import (
     preactivations,
@@ -29,8 +31,8 @@ from onnxprune.training.influence import (
     with_products,
     with_top_k,
 )
+from onnxprune.training.loss_nodes import attach as attach_loss
 from onnxprune.training.losses import Objective
-from onnxprune.training.losses import attach as attach_loss
 from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
 from onnxprune.training.problem import Problem
 from onnxprune.training.session import Session
@@ -40,6 +42,8 @@ from onnxprune.updates.accumulation import Accumulation, build_accumulation
 from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
 
 __all__ = ["Round", "as_stored", "averaged", "begin", "needed", "opened", "own_array", "written"]
+
+_log = logging.getLogger(__name__)
 
 
 class Round:
@@ -66,6 +70,7 @@ def opened(
     sites: Iterable[Axis],
     observables: frozenset[Observable],
     influence: Influence | None = None,
+    origins: Mapping[Axis, Index] | None = None,
 ) -> Round:
     """Derive all graphs of a round from `model` and open a session on them.
 
@@ -77,11 +82,13 @@ def opened(
         sites: axes whose statistics observing steps collect.
         observables: which statistics.
         influence: what the method does to training; nothing by default.
+        origins: which indices of the original model the values that a teacher is asked for have
+            left (`Stage.origins`).
 
     Raises:
         TrainingError: the engine has no gradient for an operator, or does not survive the graph.
     """
-    copy = training_copy(problem, model, snapshot.step)
+    copy = training_copy(problem, model, snapshot.step, origins)
     names = [name for name in snapshot.parameters if name in copy.model.graph.initializers]
     copies, collector = [copy], Collector(outputs={})
     ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
@@ -91,7 +98,7 @@ def opened(
         copies.append(TrainingCopy(model=instrumented, state=copy.state))
     if problem.config.check == "on":
         batch = problem.train.batch(np.arange(min(problem.batch_size, len(problem.train))))
-        attempt(copies, names, batch, device=problem.device)
+        attempt(copies, names, problem.taught(batch), device=problem.device)
     provider = problem.device.provider
     plain, *others = [_differentiated(each, names, provider) for each in copies]
     layers = preactivations(model, analysis)
@@ -103,7 +110,7 @@ def opened(
         observed, hits = with_top_k(graph, layers, influence, counted=counted)
         collector = collector.joined(products).joined(hits)
     update = update_graph(problem.config, plain, snapshot, influence)
-    evaluation = evaluation_copy(model, [problem.objective.prediction])
+    evaluation = evaluation_copy(model, judged_values(problem.objectives))
     session = Session(
         plain=plain,
         update=update,
@@ -122,13 +129,28 @@ def _draws(model: ir.Model) -> bool:
     return any(draws(node) for graph in model.graphs() for node in graph)
 
 
-def training_copy(problem: Problem, model: ir.Model, step: int) -> TrainingCopy:
+def training_copy(
+    problem: Problem, model: ir.Model, step: int, origins: Mapping[Axis, Index] | None = None
+) -> TrainingCopy:
     """The lowered graph with its loss; node seeds follow from the run's seed and the step."""
-    objective: Objective = problem.objective
+    objectives = _present(problem.objectives, model)
     mode = "train" if problem.config.batch_norm == "train" else "frozen"
     seed = int(np.random.SeedSequence([problem.config.seed, step]).generate_state(1)[0])
-    lowered = lower(model, [objective.prediction], batch_norm=mode, seed=seed)  # type: ignore[arg-type]
-    return attach_loss(lowered, objective)
+    values = list(dict.fromkeys(name for objective in objectives for name in objective.values))
+    lowered = lower(model, values, batch_norm=mode, seed=seed)  # type: ignore[arg-type]
+    return attach_loss(lowered, objectives, origins)
+
+
+def _present(objectives: Sequence[Objective], model: ir.Model) -> list[Objective]:
+    """Without values inside the model that a removal has written in another form."""
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    found = []
+    for objective in objectives:
+        if objective.kind != "distill-hidden" or objective.prediction in values:
+            found.append(objective)
+        else:
+            _log.warning("%s: no longer in the model, not distilled", objective.prediction)
+    return found
 
 
 def _differentiated(copy: TrainingCopy, names: Sequence[str], provider: str) -> GradientGraph:

@@ -33,11 +33,13 @@ class StepResult:
 
     Attributes:
         loss: of the batch, before the update.
+        parts: its terms by output name, before their weights, where there are several.
         extra: the step graph's other outputs (predictions, statistics), the update graph's too;
             those of its last pass where a step makes several.
     """
 
     loss: float
+    parts: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, Array] = field(default_factory=dict)
 
 
@@ -192,10 +194,13 @@ class Session:
             raise ConfigError("observe: the session was opened without a graph with statistics")
         parts = self._parts(feeds)
         total, results = 0.0, {}
+        terms: dict[str, float] = {}
         for number, (share, part) in enumerate(parts, start=1):
             last = number == len(parts)
             results = self._bound["observed" if observe and last else "plain"].run(part)
             total += share * self._checked(float(results.pop(self._graph.loss)))
+            for name in [name for name in results if name.startswith(f"{self._graph.loss}/")]:
+                terms[name] = terms.get(name, 0.0) + share * float(results.pop(name))
             if not last:
                 gathering = {SHARE: self._scalar(share), CONTINUED: np.array(number > 1)}
                 self._bound["accumulation"].run(gathering)
@@ -209,7 +214,7 @@ class Session:
         results |= self._bound["update"].run(numbers)
         self._step += 1
         self._last_finite = total
-        return StepResult(loss=total, extra=results)
+        return StepResult(loss=total, parts=terms, extra=results)
 
     def _parts(self, feeds: Mapping[str, Array]) -> list[tuple[float, Mapping[str, Array]]]:
         """What goes through the step graph at a time, each with its share of the examples."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from onnxprune.base import Array
 from onnxprune.reports import Pruned
@@ -50,6 +50,7 @@ class Tally:
     Attributes:
         epochs: passes over the data that are complete and evaluated.
         loss: of the training, smoothed; NaN before the first step.
+        parts: its terms by name, likewise, where there are several.
         exact, bounded: units removed.
         stale: evaluations since the best one.
         metric: name of the one that decides; empty before the first evaluation.
@@ -63,6 +64,7 @@ class Tally:
 
     epochs: int = 0
     loss: float = math.nan
+    parts: Mapping[str, float] = field(default_factory=dict)
     exact: int = 0
     bounded: int = 0
     stale: int = 0
@@ -80,11 +82,15 @@ class Tally:
         mark = Mark(stage=stage, metric=value, loss=found["loss"])
         return replace(self, metric=name, baseline=value, good=mark)
 
-    def stepped(self, loss: float, step: int) -> Tally:
+    def stepped(self, loss: float, step: int, parts: Mapping[str, float] | None = None) -> Tally:
         """After step `step`, from 0: an exponential mean whose window grows with the first."""
         keep = min(_SMOOTHING, (step + 1) / (step + 10))
-        smooth = loss if math.isnan(self.loss) else keep * self.loss + (1 - keep) * loss
-        return replace(self, loss=smooth)
+
+        def smooth(old: float, new: float) -> float:
+            return new if math.isnan(old) else keep * old + (1 - keep) * new
+
+        terms = {name: smooth(self.parts.get(name, v), v) for name, v in (parts or {}).items()}
+        return replace(self, loss=smooth(self.loss, loss), parts=terms)
 
     def checked(self, record: Pruned) -> Tally:
         """After a removal that may have been put back in part."""

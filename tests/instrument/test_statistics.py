@@ -14,8 +14,8 @@ from onnxprune.graph.shapes import settle
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import differentiate
+from onnxprune.training.loss_nodes import attach as attach_loss
 from onnxprune.training.losses import LOSS, TARGET, resolve
-from onnxprune.training.losses import attach as attach_loss
 from onnxprune.training.lowering import TrainingCopy, lower
 from onnxprune.windows import merge_windows
 
@@ -221,7 +221,7 @@ def test_the_observed_step_has_the_same_loss_and_gradients() -> None:
     }"""
     )
     objective = resolve(network, None, "cross-entropy")
-    copy = attach_loss(lower(network, ["y"], batch_norm="train"), objective)
+    copy = attach_loss(lower(network, ["y"], batch_norm="train"), [objective])
     names = [name for name in copy.model.graph.initializers if name in ("w", "b", "scale", "v")]
     plain = differentiate(copy.model, loss=LOSS, parameters=names, state=copy.state)
     observed_model, collector = instrumented(copy.model, Axis("f", 1), Axis("a", 1), Axis("x", 2))

@@ -21,7 +21,8 @@ from onnxprune.reports import Event
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner
 from onnxprune.training.gradient import GradientGraph, differentiate
-from onnxprune.training.losses import LOSS, Objective, attach, resolve
+from onnxprune.training.loss_nodes import attach
+from onnxprune.training.losses import LOSS, Objective, resolve
 from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
 from onnxprune.training.session import Session
 from onnxprune.updates.accumulation import build_accumulation
@@ -67,10 +68,11 @@ def prepare_training(
     parameters: tuple[str, ...] | None = None,
     dropout: bool = True,
     seed: int = 0,
+    objective: Objective | None = None,
 ) -> Setup:
-    objective = resolve(model, output, kind)
+    objective = objective or resolve(model, output, kind)
     copy = lower(model, [objective.prediction], batch_norm=batch_norm, dropout=dropout, seed=seed)
-    copy = attach(copy, objective)
+    copy = attach(copy, [objective])
     constants = {
         name: value.const_value.numpy()
         for name, value in copy.model.graph.initializers.items()

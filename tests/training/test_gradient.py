@@ -177,7 +177,8 @@ import sys
 import numpy as np
 import onnx_ir as ir
 from onnxprune.training.gradient import differentiate
-from onnxprune.training.losses import LOSS, attach, resolve
+from onnxprune.training.loss_nodes import attach
+from onnxprune.training.losses import LOSS, resolve
 from onnxprune.training.lowering import lower
 model = ir.from_onnx_text(sys.argv[1])
 for value in [value for value in model.graph.inputs if value.name.startswith("p_")]:
@@ -186,7 +187,7 @@ for value in [value for value in model.graph.inputs if value.name.startswith("p_
     model.graph.register_initializer(value)
 names = [name for name in model.graph.initializers if "stat" not in name]
 objective = resolve(model, None, "cross-entropy")
-copy = attach(lower(model, [objective.prediction], batch_norm="train"), objective)
+copy = attach(lower(model, [objective.prediction], batch_norm="train"), [objective])
 graph = differentiate(copy.model, loss=LOSS, parameters=names, state=copy.state).model
 print(ir.to_proto(graph).SerializeToString(deterministic=True).hex())
 """

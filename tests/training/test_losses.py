@@ -8,9 +8,9 @@ import pytest
 from onnxprune.data import Split, check_target
 from onnxprune.errors import ConfigError
 from onnxprune.runtime.session import Runner
-from onnxprune.training.losses import LOSS, TARGET, attach, resolve
+from onnxprune.training.loss_nodes import attach, measure
+from onnxprune.training.losses import LOSS, TARGET, resolve
 from onnxprune.training.lowering import lower
-from onnxprune.training.metrics import loss as loss_of
 
 
 def graph(body, *, shape="N,3", name="y"):
@@ -52,7 +52,7 @@ def test_width_one_with_zeros_and_ones_is_binary(model_from):
 def test_without_any_hint_the_user_must_choose(model_from):
     with pytest.raises(ConfigError, match="--loss"):
         resolve(model_from(PLAIN))
-    with pytest.raises(ConfigError, match="unknown"):
+    with pytest.raises(ConfigError, match="--loss hinge: expected one of auto, cross-entropy"):
         resolve(model_from(PLAIN), kind="hinge")
 
 
@@ -101,7 +101,7 @@ def prepared(objective, target):
 
 
 def run_loss(model, objective, x, target):
-    copy = attach(lower(model, [objective.prediction], batch_norm="frozen"), objective).model
+    copy = attach(lower(model, [objective.prediction], batch_norm="frozen"), [objective]).model
     feeds = {"x": x, TARGET: prepared(objective, target)}
     results = Runner(copy).run(feeds)
     assert next(iter(results)) == LOSS
@@ -132,9 +132,8 @@ def test_the_loss_graph_equals_its_formula(kind, model_from):
         "mse": lambda: np.mean((z - target) ** 2),
     }[kind]()
     assert value == pytest.approx(expected, rel=1e-5)
-    assert loss_of(objective, prediction, prepared(objective, target)) == pytest.approx(
-        expected, rel=1e-5
-    )
+    arrays = {objective.prediction: prediction, TARGET: prepared(objective, target)}
+    assert measure([objective], arrays)[LOSS] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.ort

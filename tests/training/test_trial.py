@@ -14,7 +14,8 @@ from onnxprune.errors import TrainingError
 from onnxprune.model import save
 from onnxprune.runtime.session import Device
 from onnxprune.training import trial
-from onnxprune.training.losses import TARGET, attach, resolve
+from onnxprune.training.loss_nodes import attach
+from onnxprune.training.losses import TARGET, resolve
 from onnxprune.training.lowering import TrainingCopy, lower
 from onnxprune.training.run import train
 from onnxprune.training.trial import attempt
@@ -63,8 +64,8 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
 def copy_of(model: ir.Model, *, lowered: bool = True) -> TrainingCopy:
     objective = resolve(model, None, "cross-entropy")
     if not lowered:
-        return attach(TrainingCopy(model=model.clone()), objective)
-    return attach(lower(model, [objective.prediction], batch_norm="train"), objective)
+        return attach(TrainingCopy(model=model.clone()), [objective])
+    return attach(lower(model, [objective.prediction], batch_norm="train"), [objective])
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
