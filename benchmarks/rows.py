@@ -34,6 +34,16 @@ def run(name: str, rows: Mapping[str, Row]) -> list[dict[str, str]]:
     return [known[key] for key in rows]
 
 
+def forget(name: str, unwanted: Callable[[Mapping[str, str]], bool]) -> None:
+    """Drop rows of benchmark `name`, so that they are run again."""
+    file = RESULTS / f"{name}.csv"
+    rows = [row for row in read(file) if not unwanted(row)]
+    if rows:
+        _write(file, rows)
+    else:
+        file.unlink(missing_ok=True)
+
+
 def read(file: Path) -> list[dict[str, str]]:
     """The rows of a csv; none when there is no such file."""
     if not file.exists():

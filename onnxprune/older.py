@@ -27,7 +27,8 @@ def claiming(model: ir.Model, version: int, ir_version: int) -> ir.Model:
 def spelled_out(model: ir.Model, version: int) -> ir.Model | None:
     """A copy in which operators newer than opset `version` are what they are defined to be.
 
-    None where there is none to write out. What has no definition in older operators stays.
+    None where there is none to write out, or it cannot be. What has no definition in older
+    operators stays.
     """
     with serialize(model) as source:
         if not isinstance(source, bytes):
@@ -41,7 +42,12 @@ def spelled_out(model: ir.Model, version: int) -> ir.Model | None:
             _fill_in(node, schema)
     if not found:
         return None
-    written = inliner.inline_selected_functions(proto, sorted(found), inline_schema_functions=True)
+    try:
+        written = inliner.inline_selected_functions(
+            proto, sorted(found), inline_schema_functions=True
+        )
+    except RuntimeError:  # it does not know inputs that are left out
+        return None
     result = ir.from_proto(written)
     passes.RemoveUnusedNodesPass()(result)
     for value in (value for made in result.graph for value in made.outputs):

@@ -477,6 +477,186 @@ CASES: dict[str, Case] = {
 }
 
 
+_QKV = "q = MatMul(h, p_a) k = MatMul(h, p_b) v = MatMul(h, p_c) "
+_MASK = "bool[5,5] m = {1,0,0,0,0, 1,1,0,0,0, 1,1,1,0,0, 1,1,1,1,0, 1,1,1,1,1}"
+_THREE = ("6,6", "6,6", "6,4")
+_MS = "com.microsoft"
+_ANGLES = (
+    "r = Range(zero, five, one) t = Unsqueeze(r, last) a = Mul(t, speeds) c = Cos(a) s = Sin(a) "
+)
+_SPEEDS = "float zero = {0.0}, float five = {5.0}, float one = {1.0}, int64[1] last = {1}, "
+
+FUSED: dict[str, Case] = {
+    "Attention/masked": Case(
+        _QKV + "z = Attention<q_num_heads=2, kv_num_heads=2>(q, k, v, m)",
+        shape="5,6",
+        others=_THREE,
+        opset=23,
+        constants=_MASK,
+    ),
+    "Attention/causal": Case(
+        _QKV + "z = Attention<q_num_heads=2, kv_num_heads=2, is_causal=1, scale=0.3>(q, k, v)",
+        shape="5,6",
+        others=_THREE,
+        opset=23,
+    ),
+    "Attention/capped": Case(
+        _QKV + "z = Attention<q_num_heads=2, kv_num_heads=2, softcap=0.5>(q, k, v)",
+        shape="5,6",
+        others=_THREE,
+        opset=23,
+    ),
+    "Attention/shared": Case(
+        _QKV + "z = Attention<q_num_heads=4, kv_num_heads=2, is_causal=1>(q, k, v, p_d)",
+        shape="5,6",
+        others=("6,8", "6,4", "6,6", "5,5"),
+        opset=23,
+    ),
+    "Attention/cached": Case(
+        _QKV + "b = Shape<start=0, end=1>(h) e = Concat<axis=0>(b, rest) pk = Expand(p_d, e) "
+        "pv = Expand(p_e, e) z, nk, nv = Attention<q_num_heads=2, kv_num_heads=2, is_causal=1>"
+        "(q, k, v, , pk, pv)",
+        shape="5,6",
+        others=("6,4", "6,4", "6,4", "2,3,2", "2,3,2"),
+        opset=23,
+        constants="int64[3] rest = {2,3,2}",
+    ),
+    "Attention/heads": Case(
+        "t = Reshape(h, s) q = Transpose<perm=[0,2,1,3]>(t) w = MatMul(q, p_a) "
+        "z = Attention(q, w, q)",
+        shape="5,6",
+        others=("3,3",),
+        opset=23,
+        constants="int64[4] s = {0,0,2,3}",
+    ),
+    "RotaryEmbedding": Case(
+        _ANGLES + "u = Unsqueeze(c, first) v = Unsqueeze(s, first) b = Shape<start=0, end=1>(h) "
+        "e = Concat<axis=0>(b, rest) w = Expand(u, e) i = Expand(v, e) "
+        "z = RotaryEmbedding<num_heads=2>(h, w, i)",
+        shape="5,8",
+        opset=23,
+        constants=_SPEEDS
+        + "int64[1] first = {0}, int64[2] rest = {5,2}, float[2] speeds={1.0,0.3}",
+    ),
+    "RotaryEmbedding/partial": Case(
+        "b = Shape<start=0, end=1>(h) e = Concat<axis=0>(b, five) p = Expand(places, e) "
+        "z = RotaryEmbedding<num_heads=2, rotary_embedding_dim=2, interleaved=1>(h, c, s, p)",
+        shape="5,8",
+        opset=23,
+        constants="int64[1] five = {5}, int64[1,5] places = {3,1,0,2,2}, "
+        "float[4,1] c = {1.0,0.5,0.2,0.1}, float[4,1] s = {0.0,0.8,0.9,0.95}",
+    ),
+    f"{_MS}.Attention": one(
+        f"{_MS}.Attention<num_heads=2>(h, p_a, p_b)", shape="5,6", others=("6,12", "12")
+    ),
+    f"{_MS}.Attention/masked": Case(
+        "b = Shape<start=0, end=1>(h) e = Concat<axis=0>(b, five) m = Expand(kept, e) "
+        f"z = {_MS}.Attention<num_heads=2, unidirectional=1>(h, p_a, p_b, m)",
+        shape="5,6",
+        others=("6,12", "12"),
+        constants="int32[1,5] kept = {1,1,1,0,1}, int64[1] five = {5}",
+    ),
+    f"{_MS}.Attention/widths": one(
+        f"{_MS}.Attention<num_heads=2, qkv_hidden_sizes=[4,4,6], scale=0.4>(h, p_a, p_b)",
+        shape="5,6",
+        others=("6,14", "14"),
+    ),
+    f"{_MS}.BiasGelu": one(f"{_MS}.BiasGelu(h, p_a)", shape="3,5", others=("5",), native=True),
+    f"{_MS}.EmbedLayerNormalization": Case(
+        "b = Shape<start=0, end=1>(h) e = Concat<axis=0>(b, three) i = Expand(ids, e) "
+        f"y0, m, s = {_MS}.EmbedLayerNormalization(i, i, p_a, p_b, p_c, p_d, p_e) z = Mul(y0, h)",
+        shape="3,4",
+        others=("7,4", "5,4", "7,4", "4", "4"),
+        constants="int64[1] three = {3}, int32[1,3] ids = {6,0,2}",
+    ),
+    f"{_MS}.FastGelu": one(f"{_MS}.FastGelu(h, p_a)", shape="3,5", others=("5",)),
+    f"{_MS}.FusedConv": one(
+        f'{_MS}.FusedConv<pads=[1,1,1,1], activation="LeakyRelu", activation_params=[0.2]>'
+        "(h, p_a, p_b)",
+        shape="2,4,4",
+        others=("3,2,3,3", "3"),
+    ),
+    f"{_MS}.FusedConv/sum": one(
+        f'{_MS}.FusedConv<pads=[1,1,1,1], activation="Relu">(h, p_a, p_b, h)',
+        shape="2,4,4",
+        others=("2,2,3,3", "2"),
+    ),
+    f"{_MS}.FusedGemm": one(
+        f'{_MS}.FusedGemm<transB=1, activation="Tanh">(h, p_a, p_b)', others=("3,5", "3")
+    ),
+    f"{_MS}.FusedMatMul": one(
+        f"{_MS}.FusedMatMul<transB=1, alpha=0.5>(h, p_a)", shape="4,5", others=("3,5",)
+    ),
+    f"{_MS}.FusedMatMul/left": one(
+        f"{_MS}.FusedMatMul<transA=1>(h, p_a)", shape="4,5", others=("4,3",)
+    ),
+    f"{_MS}.Gelu": one(f"{_MS}.Gelu(h)", native=True),
+    f"{_MS}.GroupQueryAttention": Case(
+        _QKV + "b = Shape<start=0, end=1>(h) l = Expand(four, b) "
+        f"z, pk, pv = {_MS}.GroupQueryAttention<num_heads=4, kv_num_heads=2>"
+        "(q, k, v, , , l, total)",
+        shape="5,6",
+        others=("6,64", "6,32", "6,32"),
+        constants="int32[1] four = {4}, int32[1] total = {5}",
+    ),
+    f"{_MS}.GroupQueryAttention/rotary": Case(
+        _QKV + "b = Shape<start=0, end=1>(h) l = Expand(four, b) "
+        f"z, pk, pv = {_MS}.GroupQueryAttention<num_heads=4, kv_num_heads=2, do_rotary=1>"
+        "(q, k, v, , , l, total, c, s)",
+        shape="5,6",
+        others=("6,64", "6,32", "6,32"),
+        constants="int32[1] four = {4}, int32[1] total = {5}, float[5,8] c = {"
+        + ",".join(f"{np.cos(n / 9):.4f}" for n in range(40))
+        + "}, float[5,8] s = {"
+        + ",".join(f"{np.sin(n / 9):.4f}" for n in range(40))
+        + "}",
+    ),
+    f"{_MS}.MultiHeadAttention": Case(
+        _QKV + f"z = {_MS}.MultiHeadAttention<num_heads=2>(q, k, v, p_d)",
+        shape="5,6",
+        others=("6,6", "6,6", "6,4", "16"),
+    ),
+    f"{_MS}.MultiHeadAttention/masked": Case(
+        _QKV + "b = Shape<start=0, end=1>(h) e = Concat<axis=0>(b, five) m = Expand(kept, e) "
+        f"z = {_MS}.MultiHeadAttention<num_heads=2>(q, k, v, , m)",
+        shape="5,6",
+        others=("6,6", "6,6", "6,6"),
+        constants="int32[1,5] kept = {1,1,1,0,1}, int64[1] five={5}",
+    ),
+    f"{_MS}.QuickGelu": one(f"{_MS}.QuickGelu<alpha=1.5>(h)"),
+    f"{_MS}.RotaryEmbedding": Case(
+        "b = Shape<start=0, end=1>(h) e = Concat<axis=0>(b, five) p = Expand(places, e) "
+        f"z = {_MS}.RotaryEmbedding(h, p, c, s)",
+        shape="5,8",
+        constants="int64[1] five = {5}, int64[1,5] places = {3,1,0,2,2}, float[5,2] c = "
+        "{1.0,0.5,0.2,0.1,0.9,0.8,0.7,0.6,0.3,0.4}, "
+        "float[5,2] s = {0.0,0.8,0.9,0.95,0.4,0.5,0.6,0.7,0.1,0.2}",
+    ),
+    f"{_MS}.SimplifiedLayerNormalization": one(
+        "SimplifiedLayerNormalization<epsilon=0.01, axis=-1>(h, p_a)", shape="3,6", others=("6",)
+    ),
+    "SimplifiedLayerNormalization": one(
+        "SimplifiedLayerNormalization<epsilon=0.01, axis=-1>(h, p_a)", shape="3,6", others=("6",)
+    ),
+    f"{_MS}.SkipLayerNormalization": one(
+        f"{_MS}.SkipLayerNormalization<epsilon=0.01>(h, x, p_a, p_b, p_c)",
+        shape="3,6",
+        others=("6", "6", "6"),
+    ),
+    f"{_MS}.SkipLayerNormalization/sum": Case(
+        f"n, mu, iv, s = {_MS}.SkipLayerNormalization(h, x, p_a, p_b) z = Add(n, s)",
+        shape="3,6",
+        others=("6", "6"),
+    ),
+    f"{_MS}.SkipSimplifiedLayerNormalization": Case(
+        f"n, mu, iv, s = {_MS}.SkipSimplifiedLayerNormalization(h, x, p_a) z = Add(n, s)",
+        shape="3,6",
+        others=("6",),
+    ),
+}
+CASES |= FUSED
+
+
 def in_float64(model: ir.Model) -> onnx.ModelProto:
     """A copy of `model` that computes in float64."""
     proto = ir.to_proto(model)

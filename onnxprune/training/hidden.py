@@ -21,7 +21,7 @@ from onnxprune.emit import Emitter
 from onnxprune.model import constant, node_key, opset, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS
 from onnxprune.training.engine import BOX, DOMAIN, define
-from onnxprune.training.slots import bodies, captured, wanted
+from onnxprune.training.slots import beyond, bodies, quantized_source, wanted
 
 __all__ = ["Call", "Hidden", "box", "hide", "operator_of", "reveal", "zeros"]
 
@@ -38,7 +38,8 @@ class Hidden:
     Attributes:
         number: tells the hidden nodes of a graph apart.
         node: the node itself, no longer part of a graph.
-        captures: what its bodies read from outside; inputs of the call behind the node's own.
+        captures: what it depends on beside its inputs (its bodies' captures); inputs of the call
+            behind the node's own.
     """
 
     number: int
@@ -102,19 +103,18 @@ def operator_of(node: ir.Node) -> str:
 def hide(model: ir.Model, live: Container[ir.Value]) -> list[Hidden]:
     """Hide the nodes of the main graph that have a gradient rule, in place.
 
+    Every QuantizeLinear is: the engine fails on one that it cannot fuse.
+
     Args:
         model: what will be differentiated.
         live: values on which the loss depends in a differentiable way.
     """
-    found: list[Hidden] = []
     graph = model.graph
-    for node in list(graph):
-        version = graph.opset_imports.get(node.domain, opset(model))
-        if GRADIENTS.find(node, version) is None or _is_left_to_engine(node, live):
-            continue
-        if not any(value in live for value in node.outputs):
-            continue
-        outside = tuple(captured(*(body for _, body in bodies(node))))
+    chosen = [(node, beyond(node)) for node in graph if _is_hidden(model, node, live)]
+    found: list[Hidden] = []
+    replaced: dict[ir.Value, ir.Value] = {}
+    for node, sources in chosen:
+        outside = tuple(replaced.get(value, value) for value in sources)
         item = Hidden(number=len(found), node=node, captures=outside)
         call = box(item.name(_FORWARD), [*node.inputs, *outside], len(node.outputs))
         graph.insert_before(node, call)
@@ -123,6 +123,7 @@ def hide(model: ir.Model, live: Container[ir.Value]) -> list[Hidden]:
             if old.name:
                 new.type = old.type or _type_like(node)
             old.replace_all_uses_with(new, replace_graph_outputs=True)
+            replaced[old] = new
         graph.remove(node)
         found.append(item)
     if found:
@@ -131,10 +132,19 @@ def hide(model: ir.Model, live: Container[ir.Value]) -> list[Hidden]:
     return found
 
 
+def _is_hidden(model: ir.Model, node: ir.Node, live: Container[ir.Value]) -> bool:
+    version = model.graph.opset_imports.get(node.domain, opset(model))
+    if GRADIENTS.find(node, version) is None or _is_left_to_engine(node, live):
+        return False
+    return node.op_type == "QuantizeLinear" or any(value in live for value in node.outputs)
+
+
 def _is_left_to_engine(node: ir.Node, live: Container[ir.Value]) -> bool:
     """Whether the engine's own gradient is right for this one."""
     if node.op_type == "Split":
         return all(value in live for value in node.outputs)
+    if node.op_type == "DequantizeLinear":
+        return quantized_source(node) is None
     if node.op_type == "Concat":
         return not any(_joined_twice(value) for value in node.inputs)
     if node.op_type == "Pow":

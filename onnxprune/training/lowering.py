@@ -35,9 +35,12 @@ from onnxprune.training import (  # noqa: F401  each registers its rules
     contraction,
     control,
     elementwise,
+    fused,
+    fused_attention,
     joining,
     normalization,
     pooling,
+    quantization,
     recurrent,
     resizing,
 )
@@ -305,10 +308,11 @@ def _rewrite(model: ir.Model) -> bool:
         lowering = LOWERS.find(node, version)
         if lowering is None:
             continue
-        given = next((v.dtype for v in node.inputs if v is not None and v.dtype is not None), None)
-        dtype = given or ir.DataType.FLOAT
-        if not trainable_dtype(dtype):
+        known = [v.dtype for v in (*node.inputs, *node.outputs[:1]) if v is not None and v.dtype]
+        floats = [dtype for dtype in known if trainable_dtype(dtype)]
+        if known and not floats:
             continue
+        dtype = floats[0] if floats else ir.DataType.FLOAT
         e = Emitter(node_key(node), opset=opset(model), dtype=dtype)
         made = lowering(e, node)
         if made is not None:

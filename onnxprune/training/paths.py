@@ -10,7 +10,7 @@ from onnxprune.errors import InvariantError
 from onnxprune.model import node_key, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS
 from onnxprune.training.differentiable import ENGINE, FLAT, LOSSES
-from onnxprune.training.slots import attribute, bodies, captured
+from onnxprune.training.slots import attribute, beyond
 
 __all__ = ["blocked", "described", "live", "reaching"]
 
@@ -41,8 +41,7 @@ def _before(targets: Sequence[ir.Value]) -> set[ir.Value]:
 
 def _sources(node: ir.Node) -> Iterator[ir.Value]:
     """What `node` reads that may have a slope."""
-    held = captured(*(body for _, body in bodies(node)))
-    for value in (*node.inputs, *held):
+    for value in (*node.inputs, *beyond(node)):
         if value is not None and (value.dtype is None or trainable_dtype(value.dtype)):
             yield value
 

@@ -12,10 +12,12 @@ from onnxprune.model import shape_of
 __all__ = [
     "attribute",
     "attributes",
+    "beyond",
     "bodies",
     "captured",
     "data_input",
     "optional_input",
+    "quantized_source",
     "rank_of",
     "wanted",
 ]
@@ -61,6 +63,22 @@ def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
     for name, value in node.attributes.items():
         if value.type == ir.AttributeType.GRAPH:
             yield name, value.as_graph()
+
+
+def quantized_source(node: ir.Node) -> ir.Value | None:
+    """What a DequantizeLinear behind a QuantizeLinear rounds; None for all other nodes."""
+    if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
+        return None
+    before = node.inputs[0].producer()
+    if before is None or before.op_type != "QuantizeLinear":
+        return None
+    return before.inputs[0]
+
+
+def beyond(node: ir.Node) -> list[ir.Value]:
+    """Values that `node` depends on in a differentiable way without reading them itself."""
+    source = quantized_source(node)
+    return [source] if source is not None else captured(*(body for _, body in bodies(node)))
 
 
 def captured(*graphs: ir.Graph) -> list[ir.Value]:

@@ -31,8 +31,12 @@ def built(model_from) -> Callable[[Case], ir.Model]:
     return build
 
 
+# Their slopes are not those of what they compute; test_quantization.py has them.
+ESTIMATED = {"DequantizeLinear", "QuantizeLinear"}
+
+
 def test_every_differentiable_operator_has_a_case():
-    covered = {case.partition("/")[0] for case in CASES}
+    covered = {case.partition("/")[0] for case in CASES} | ESTIMATED
     assert covered == {f"{domain}.{op_type}".lstrip(".") for domain, op_type in differentiable()}
     assert not covered & FLAT
 
