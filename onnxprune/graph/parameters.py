@@ -13,6 +13,7 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constants, is_constant, node_key, trainable_dtype
 from onnxprune.ops.registry import PARAMETERS, Role, View
+from onnxprune.scopes import nodes
 
 __all__ = ["Trained", "trained"]
 
@@ -73,8 +74,6 @@ def _reached(model: ir.Model, analysis: Analysis) -> Iterator[str]:
     fixed = _fixed_values(model)
     weighted: set[str] = set()
     for view in views(model, analysis.shapes, analysis.known):
-        if view.node.graph is not model.graph:
-            continue  # no gradient reaches into a body
         behind = any(value is not None and value.name in weighted for value in view.node.inputs)
         for slot, role in _slots(view).items():
             value = view.input(slot)
@@ -108,7 +107,7 @@ def _has_weight(view: View, fixed: set[str]) -> bool:
 def _fixed_values(model: ir.Model) -> set[str]:
     """Values that do not depend on the graph's inputs."""
     fixed = set(constants(model))
-    for node in model.graph:
+    for node in nodes(model):
         if node.inputs and all(
             value is None or not value.name or value.name in fixed for value in node.inputs
         ):

@@ -29,6 +29,7 @@ from onnxprune.model import (
 )
 from onnxprune.ops.registry import LOWERS
 from onnxprune.runtime.single import read_in_single, to_single
+from onnxprune.scopes import nodes, subgraphs
 from onnxprune.training import (  # noqa: F401  each registers its rules
     attention,
     compositions,
@@ -99,7 +100,7 @@ def lower(
     copy = _converted(copy)
     _initializers_only(copy.graph)
     to_single(copy)
-    _lift_float_constants(copy.graph)
+    _lift_float_constants(copy)
     _infer(copy)
     _set_header(copy)
     state = _set_batch_norm(copy.graph, train=batch_norm == "train")
@@ -129,7 +130,7 @@ def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     _keep_ancestors(copy, outputs)
     copy.ir_version = max(copy.ir_version, _FIRST_IR)
     _initializers_only(copy.graph)
-    _lift_float_constants(copy.graph)
+    _lift_float_constants(copy)
     return copy
 
 
@@ -185,9 +186,18 @@ def _initializers_only(graph: ir.Graph) -> None:
         graph.inputs.remove(value)
 
 
-def _lift_float_constants(graph: ir.Graph) -> None:
-    """Constant nodes that hold floats become initializers of the same name, so they can train."""
-    for node in list(graph):
+def _lift_float_constants(model: ir.Model) -> None:
+    """What holds floats becomes an initializer of the main graph, of the same name, to be trained.
+
+    That goes for Constant nodes, and for initializers of bodies, which then read them from outside.
+    """
+    graph = model.graph
+    for body in (body for node in nodes(model) for body in subgraphs(node)):
+        for value in list(body.initializers.values()):
+            if trainable_dtype(value.dtype) and not value.is_graph_output():
+                body.initializers.pop(value.name or "")
+                graph.register_initializer(value)
+    for node in list(nodes(model)):
         if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
             continue
         value = node.outputs[0]
@@ -201,7 +211,9 @@ def _lift_float_constants(graph: ir.Graph) -> None:
             const_value=tensor,
         )
         value.replace_all_uses_with(lifted)
-        graph.remove(node)
+        holder = node.graph
+        assert isinstance(holder, ir.Graph)
+        holder.remove(node)
         graph.register_initializer(lifted)
 
 

@@ -21,7 +21,7 @@ from runs import (
 
 from onnxprune.errors import DataError
 from onnxprune.graph import cost
-from onnxprune.model import opset
+from onnxprune.model import constant, constants, opset
 from onnxprune.runtime.session import Runner
 
 pytestmark = pytest.mark.ort
@@ -149,3 +149,41 @@ def test_an_input_shape_is_for_the_analysis_only(train: Train) -> None:
     result = train(model(DENSE), examples(), input_shapes={"x": (1, 6)}, **SHRINK)
     halved(result)
     assert not any("batch" in note for note in result.report.notes)
+
+
+CELL = """(float[N, 64] x) => (float[N, 10] y)
+<float[16, 8] w, float[8, 8] r, float[8] b, float[1, 8] zero, float[8, 10] v> {
+    steps = Reshape(x, shape)
+    rows = Transpose<perm = [1, 0, 2]>(steps)
+    n = Shape<end = 1>(x)
+    size = Concat<axis = 0>(n, eight)
+    h_0 = Expand(zero, size)
+    h_T = Scan<num_scan_inputs = 1, body = cell
+        (float[N, 8] h, float[N, 16] row) => (float[N, 8] next) {
+            a = MatMul(row, w)
+            c = MatMul(h, r)
+            s = Add(a, c)
+            t = Add(s, b)
+            next = Tanh(t)
+        }>(h_0, rows)
+    y = MatMul(h_T, v)
+}"""
+
+
+@pytest.mark.parametrize("inside", [(), ("w", "r", "b")])
+def test_weights_in_the_body_of_a_loop_are_trained(train: Train, inside: tuple[str, ...]) -> None:
+    source = model(CELL, shape=[0, 4, 16], eight=[8])
+    for name in inside:
+        value = source.graph.initializers.pop(name)
+        (body,) = {use.node.graph for use in value.uses()}
+        assert isinstance(body, ir.Graph)
+        body.register_initializer(value)
+    result = train(source, epochs=2)
+    before, after = constants(source), constants(result.file)
+    for name in ("w", "r", "b", "v"):
+        old, new = constant(before[name]), constant(after[name])
+        assert old is not None
+        assert new is not None
+        assert old.shape == new.shape
+        assert not np.allclose(old, new)
+    assert all(name not in result.file.graph.initializers for name in inside)
