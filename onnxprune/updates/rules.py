@@ -5,6 +5,12 @@ parameter's. Everything around it (clipping, weight decay that enters the gradie
 composes in `updates.graph`. Every rule's docstring gives its formula in numpy, and the tests hold
 the graph to it.
 
+onnxruntime-training has kernels of its own. Beside the nodes here (medians of paired updates, one
+thread, a busy machine) AdamWOptimizer on lists of arrays takes 0.49 of the time for 62 k parameters
+in 10 tensors, 0.33 for 295 k in 59, 0.36 for 11.5 M in 28. It is not used so far: it is for CPUs
+alone and knows nothing of clipping, averages and masks. AdamOptimizer, a node per tensor, is as
+fast, but wrong where outputs overwrite inputs (off by 4e-2 after 99 steps).
+
 Symbols: p parameter, g gradient, lr learning rate, t step number from 1, wd weight decay.
 """
 
