@@ -93,6 +93,7 @@ def load(path: str | os.PathLike[str], *, check: bool = True) -> ir.Model:
         ) from error
     detach(model)
     name_all_values(model)
+    _open_negative_sizes(model)
     return model
 
 
@@ -342,6 +343,15 @@ def list_initializers(model: ir.Model) -> None:
 def trainable_dtype(dtype: ir.DataType | None) -> bool:
     """Whether arrays of `dtype` are real numbers that a gradient can move."""
     return dtype is not None and dtype.is_floating_point()
+
+
+def _open_negative_sizes(model: ir.Model) -> None:
+    """Some exporters write -1 for a size that is open; nobody else reads that so."""
+    made = (value for node in all_nodes(model) for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.outputs, *made):
+        if value.shape is not None and any(isinstance(s, int) and s < 0 for s in value.shape):
+            sizes = [None if isinstance(s, int) and s < 0 else s for s in value.shape]
+            value.shape = ir.Shape(sizes)
 
 
 def shape_of(value: ir.Value) -> Sequence[int | None] | None:

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from onnxprune.errors import InvalidModelError
-from onnxprune.model import load
+from onnxprune.model import load, shape_of
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 graph (float[N, 3] x) => (float[N, 3] y) { a = Relu(x) b = Neg(a) y = Exp(b) }"""
@@ -34,3 +34,14 @@ def test_nodes_are_brought_into_the_order_they_run_in(tmp_path: Path, order: lis
 def test_a_cycle_and_a_missing_value_are_refused(tmp_path: Path, reads: str) -> None:
     with pytest.raises(InvalidModelError, match="refused by the ONNX checker"):
         load(written(tmp_path, [2, 1, 0], reads=reads))
+
+
+def test_a_size_of_minus_one_is_an_open_one(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(TEXT)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    file = tmp_path / "model.onnx"
+    file.write_bytes(proto.SerializeToString())
+    network = load(file)
+    assert [shape_of(value) for value in network.graph.inputs] == [(None, 3)]
+    assert [shape_of(value) for value in network.graph.outputs] == [(None, 3)]

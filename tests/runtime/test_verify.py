@@ -72,3 +72,22 @@ def test_a_model_that_does_not_run_is_named() -> None:
     broken = model(TEXT.replace("float[3, 2] w", "float[4, 2] w"))
     with pytest.raises(ModelError, match="the runtime refuses the model"):
         compare(model(TEXT), broken, feeds(broken), tolerance=1e-4)
+
+
+def test_saturated_outputs_are_compared_before_their_sigmoid() -> None:
+    text = """(float[N, 3] x) => (float[N, 2] p) <float[3, 2] w, float[2] b>
+    { h = MatMul(x, w) z = Add(h, b) p = Sigmoid(z) }"""
+    low, lower = (model(text, b=np.full(2, b, np.float32)) for b in (-60.0, -50.0))
+    assert compare(low, low, feeds(low)).error == 0.0
+    found = compare(low, lower, feeds(low))
+    assert not found.holds
+    assert found.error == pytest.approx(10, rel=1e-5)
+
+
+def test_two_outputs_of_one_sigmoid_input_keep_their_names() -> None:
+    network = model(
+        """(float[N, 3] x) => (float[N, 2] p, float[N, 2] q) <float[3, 2] w>
+        { z = MatMul(x, w) p = Sigmoid(z) q = Sigmoid(z) }"""
+    )
+    found = compare(network, network, feeds(network))
+    assert (found.error, found.holds) == (0.0, True)
