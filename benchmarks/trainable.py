@@ -37,7 +37,8 @@ from onnxprune.graph.parameters import trained
 from onnxprune.model import constant, constants, model_input, save, trainable_dtype
 from onnxprune.runtime.session import Runner
 from onnxprune.training.gradient import GradientGraph, differentiate
-from onnxprune.training.losses import LOSS, TARGET, Objective, attach, resolve
+from onnxprune.training.loss_nodes import attach
+from onnxprune.training.losses import LOSS, TARGET, Objective, resolve
 from onnxprune.training.lowering import evaluation_copy, lower
 from onnxprune.training.problem import read_model
 from onnxprune.training.session import Session
@@ -126,11 +127,11 @@ def _trained(file: Path) -> dict[str, Any]:
     objective, target = posed(model, feeds)
     copy = lower(
         model,
-        [objective.prediction],
+        list(objective.values),
         batch_norm="train" if EXAMPLES > 1 else "frozen",
         dropout=False,
     )
-    copy = attach(copy, objective)
+    copy = attach(copy, [objective])
     known = [name for name in names if name in copy.model.graph.initializers]
     if not known:
         return {"parameters": len(names), "error": "no parameter leads to the output"}

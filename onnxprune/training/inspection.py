@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from onnxprune.errors import ModelError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
-from onnxprune.model import opset
+from onnxprune.model import opset, trainable_dtype
 from onnxprune.reports import FrozenRow, GroupRow, Inspection
 from onnxprune.runtime.session import is_newer
+from onnxprune.training.lowering import lower
+from onnxprune.training.paths import blocked, described, reaching
 from onnxprune.training.problem import read_model, with_sizes
 
 __all__ = ["inspect"]
@@ -43,6 +46,7 @@ def inspect(
     parameters, macs = cost.parameters(graph), cost.macs(graph, analysis)
     least = cost.ceiling(graph, analysis)
     moved = trained(graph, analysis, train=train, freeze=freeze)
+    stuck = _stuck(graph, moved.parameters)
     return Inspection(
         groups=tuple(
             GroupRow(
@@ -69,8 +73,8 @@ def inspect(
         macs=macs,
         removable_parameters=parameters - least[0],
         removable_macs=macs - least[1],
-        trained=moved.parameters,
-        untrained=moved.others,
+        trained=tuple(name for name in moved.parameters if name not in stuck),
+        untrained=(*moved.others, *stuck.items()),
         notes=_notes(graph),
     )
 
@@ -82,3 +86,19 @@ def _notes(graph: ir.Model) -> tuple[str, ...]:
         f"opset {opset(graph)}, IR {graph.ir_version}: newer than onnxruntime-training reads, so "
         "that a lowered copy is trained and evaluated; what is written keeps both",
     )
+
+
+def _stuck(model: ir.Model, parameters: Sequence[str]) -> dict[str, str]:
+    """Parameters that no output can train, with the operator that is in the way."""
+    outputs = [value.name or "" for value in model.graph.outputs if trainable_dtype(value.dtype)]
+    try:
+        graph = lower(model, outputs, batch_norm="frozen", dropout=False).model.graph
+    except ModelError:
+        return {}  # what cannot be lowered is told when training begins
+    free: set[str] = set()
+    found: dict[str, str] = {}
+    for output in outputs:
+        obstacles = blocked(graph, output)
+        free.update(set(reaching(graph, output, parameters)) - set(obstacles))
+        found.update({name: described(node) for name, node in obstacles.items()})
+    return {name: found[name] for name in parameters if name in found and name not in free}

@@ -106,6 +106,19 @@ def test_operators_without_a_rule_are_named(inspected: Inspect) -> None:
     assert found.groups == ()
 
 
+def test_parameters_in_front_of_an_operator_without_a_gradient_are_listed(
+    inspected: Inspect,
+) -> None:
+    network = model(
+        """(float[N, 4] x) => (float[N, 2] y)
+        <float[4, 3] a, float[3, 2] b, bool[3] kept = {1, 1, 1}> {
+        h = MatMul(x, a)  c = Compress<axis=1>(h, kept)  y = MatMul(c, b) }"""
+    )
+    result = inspected(network)
+    assert result.trained == ("b",)
+    assert ("a", "no gradient through Compress (c)") in result.untrained
+
+
 def test_what_is_trained_follows_the_patterns(inspected: Inspect) -> None:
     network = builders.mlp([4, 6, 3])
     found = inspected(network)
