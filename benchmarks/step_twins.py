@@ -206,6 +206,8 @@ def stepper(name: str, variant: str, folder: Path) -> step_workers.Step:
     network.load_state_dict(torch.load(folder / "weights.pt"))
     with np.load(folder / "data.npz") as data:
         x, y = torch.from_numpy(data["x"]), torch.from_numpy(data["y"])
+    if variant == "channels_last" and x.ndim != 4:
+        sys.exit("no images, so no channels")
     if variant == "channels_last":
         network = network.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
