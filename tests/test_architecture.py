@@ -180,3 +180,20 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
         re.sub(r"-py3-none-any\.whl$", ".dist-info", wheel.name)
     }
     assert any(name.endswith("licenses/LICENSE") for name in packed)
+
+
+ENGINE_MODULES = re.compile(r"training/(gradient\w*|engine|hidden|control|elementwise)\.py")
+
+
+def test_only_the_gradient_engine_knows_the_runtimes_own_operators() -> None:
+    # Rules of `ops` describe operators that users' files contain.
+    marks = ("com.microsoft", "GradientGraphBuilder(", "org.pytorch")
+    knowing = [
+        file.as_posix()
+        for file in files()
+        if file.suffix == ".py"
+        and file.parts[:2] != ("onnxprune", "ops")
+        and "make" not in file.parts
+        and any(mark in (ROOT / file).read_text(encoding="utf-8") for mark in marks)
+    ]
+    assert [name for name in knowing if not ENGINE_MODULES.search(name)] == []

@@ -127,6 +127,8 @@ class Loop:
         self.witnesses = inputs_of(problem.train.batch(np.arange(count)))
         self._check_target()
         self.round: Round | None = self._open()
+        if resumed is None:
+            self.tally = self.tally.without_gradient(self.round.untrained)
 
     # --- the whole -------------------------------------------------------------------------------
 

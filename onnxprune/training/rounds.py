@@ -50,11 +50,12 @@ class Round:
     """A session, and what reads its statistics.
 
     Attributes:
+        untrained: per parameter that gets no gradient, why.
         draws: whether any of its graphs draws random numbers.
     """
 
     def __init__(
-        self, session: Session, collector: Collector, untrained: tuple[str, ...], *, draws: bool
+        self, session: Session, collector: Collector, untrained: Mapping[str, str], *, draws: bool
     ) -> None:
         self.session = session
         self.collector = collector
@@ -122,7 +123,7 @@ def opened(
         device=problem.device,
     )
     is_random = any(map(_draws, (plain.model, update.model, evaluation)))
-    return Round(session, collector, plain.untrained, draws=is_random)
+    return Round(session, collector, plain.reasons, draws=is_random)
 
 
 def _draws(model: ir.Model) -> bool:

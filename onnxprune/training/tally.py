@@ -16,6 +16,7 @@ from onnxprune.training.pruning import Stage
 
 __all__ = ["Mark", "Tally"]
 
+_NAMED = 4  # parameters per note
 _SMOOTHING = 0.98  # of the loss, per step
 
 
@@ -124,3 +125,12 @@ class Tally:
     def noted(self, note: str) -> Tally:
         """With one more thing for the report to say."""
         return replace(self, notes=(*self.notes, note))
+
+    def without_gradient(self, reasons: Mapping[str, str]) -> Tally:
+        """With a note per reason why parameters stay as they are; `reasons` is by parameter."""
+        now = self
+        for reason in dict.fromkeys(reasons.values()):
+            names = [name for name, why in reasons.items() if why == reason]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            now = now.noted(f"without a gradient: {', '.join(names[:_NAMED])}{more} ({reason})")
+        return now
