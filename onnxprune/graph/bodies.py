@@ -96,8 +96,10 @@ def lay_out(model: ir.Model, learned: Laid) -> None:
 
 def _check_names(model: ir.Model) -> None:
     made = [value.name for node in nodes(model) for value in node.outputs if value.name]
-    given = [value for node in nodes(model) for body in subgraphs(node) for value in body.inputs]
-    made += [value.name for value in given if value.name]
+    for body in (body for node in nodes(model) for body in subgraphs(node)):
+        given = (*body.inputs, *body.initializers.values())
+        made += [value.name for value in given if value.name]
+    made += list(model.graph.initializers)
     twice = sorted(name for name, count in Counter(made).items() if count > 1)
     if twice:
         raise InvalidModelError(
