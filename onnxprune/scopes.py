@@ -8,15 +8,17 @@ import onnx_ir as ir
 
 __all__ = ["name_all_values", "nodes", "subgraphs"]
 
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """The bodies of an If, Loop or Scan."""
     for attribute in node.attributes.values():
-        if attribute.is_ref():
+        if attribute.type not in _GRAPHS or attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
             yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        else:
             yield from attribute.as_graphs()
 
 
@@ -27,7 +29,7 @@ def nodes(model: ir.Model) -> Iterator[ir.Node]:
 
 def _nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     for node in graph:
-        for body in subgraphs(node):
+        for body in subgraphs(node) if node.attributes else ():
             yield from _nodes(body)
         yield node
 

@@ -349,9 +349,10 @@ def _tables(order: Index, labels: Index, number: Index) -> Iterator[Index]:
         first = starts[lengths == length]
         units = order[first[:, None] + arange(length)]
         units = units[np.argsort(units[:, 0])]
+        found, width = number[units].tobytes(), units.itemsize * int(length)
         patterns: dict[bytes, list[int]] = {}
-        for row, pattern in enumerate(number[units]):
-            patterns.setdefault(pattern.tobytes(), []).append(row)
+        for row in range(len(units)):
+            patterns.setdefault(found[row * width : (row + 1) * width], []).append(row)
         for rows in patterns.values():
             yield units[rows]
 
