@@ -23,13 +23,19 @@ Array: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Axis:
-    """Axis `position` (>= 0) of the value named `value`."""
+    """Axis `position` (>= 0) of the value named `value`.
+
+    Attributes:
+        by: another axis of the value, cut into equal blocks each of which has members of its own
+            along `position`; -1 for none. Index b * size + i is then index i in block b.
+    """
 
     value: str
     position: int
+    by: int = -1
 
     def __str__(self) -> str:
-        return f"{self.value}[{self.position}]"
+        return f"{self.value}[{self.position}{'' if self.by < 0 else f' by {self.by}'}]"
 
 
 class Reason(enum.Enum):
@@ -138,7 +144,22 @@ class Choice:
         return Axis(f"{self.node}\0atom", number)
 
 
-Fact: TypeAlias = Coupling | Frozen | Ends | Inner | Inexact | Choice
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Balanced:
+    """Blocks that need equally many members, but not the same ones.
+
+    Attributes:
+        blocks: each axis with the number of its equal blocks; of an axis with `by`, blocks of that.
+        couplings: what holds where every block has members of its own.
+        stripes: what holds where index j of every block goes or stays together, the fallback.
+    """
+
+    blocks: tuple[tuple[Axis, int], ...]
+    couplings: tuple[Fact, ...]
+    stripes: tuple[Fact, ...]
+
+
+Fact: TypeAlias = "Coupling | Frozen | Ends | Inner | Inexact | Choice | Balanced"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,10 +169,12 @@ class Member:
     Attributes:
         index: (U, k) int64; row u holds the k indices of `axis` that unit u owns, in an order that
             corresponds for all units.
+        blocks: of an axis with `by`, the number of blocks.
     """
 
     axis: Axis
     index: Index
+    blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -190,6 +213,19 @@ class Group:
             if member.axis == axis:
                 return member
         raise KeyError(f"group {self.name} has no member on {axis}")
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Balance:
+    """Blocks of units of which equally many must stay, unless none of them goes.
+
+    Attributes:
+        sizes: (B,) units per block, with those that must stay anyway.
+        block: per group name, (U,) the block of each unit; -1 for a unit of none.
+    """
+
+    sizes: Index
+    block: Mapping[str, Index]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

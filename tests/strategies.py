@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from onnxprune.base import Array, Axis, Fold, Group, Merge, Plan
 from onnxprune.emit import Emitter
+from onnxprune.graph.balance import completed
 from onnxprune.graph.consumers import absorber
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
@@ -342,7 +343,7 @@ def random_plan(model: ir.Model, analysis: Analysis, seed: int, *, exchange: boo
             elif choice == 2:
                 survivor = int(rng.choice(np.flatnonzero(mask)))
                 merges.append(_merge(group, int(unit), survivor, rng))
-    return Plan(keep=keep, folds=tuple(folds), merges=tuple(merges))
+    return completed(analysis, Plan(keep=keep, folds=tuple(folds), merges=tuple(merges)))
 
 
 def _fold(group: Group, unit: int, rng: np.random.Generator) -> Fold:

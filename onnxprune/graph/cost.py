@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Group, Index, Mask
+from onnxprune.base import Axis, Index, Mask
+from onnxprune.graph.balance import completed_keep
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
+from onnxprune.graph.order import kept_indices
 from onnxprune.model import constants, model_input, tensor_of
 from onnxprune.ops.registry import MACS, Sizes, View
 from onnxprune.scopes import subgraphs
@@ -129,9 +131,13 @@ class Remaining:
         model: the graph; not changed.
         analysis: of this very graph.
         kind: "params" or "macs".
+        round_to: masks are completed to what `balance.completed_keep` makes of them.
     """
 
-    def __init__(self, model: ir.Model, analysis: Analysis, kind: str) -> None:
+    def __init__(
+        self, model: ir.Model, analysis: Analysis, kind: str, *, round_to: int = 1
+    ) -> None:
+        self._analysis, self._round_to = analysis, round_to
         self._groups = {group.name: group for group in analysis.groups}
         self._shapes = dict(analysis.shapes)  # changed while a question is answered
         self._parts: list[Callable[[], int]] = []
@@ -162,13 +168,15 @@ class Remaining:
             keep: (U,) bool per group name; absent groups keep everything.
         """
         old: dict[str, Sizes] = {}
+        keep = completed_keep(self._analysis, keep, round_to=self._round_to)
         for name, mask in keep.items():
             gone = len(mask) - int(np.count_nonzero(mask))
             for member in self._groups[name].members if gone and name in self._groups else ():
                 value, position = member.axis.value, member.axis.position
                 sizes = list(self._shapes[value])
                 old.setdefault(value, self._shapes[value])
-                sizes[position] = (sizes[position] or 0) - gone * member.index.shape[1]
+                lost = gone * member.index.shape[1] // member.blocks
+                sizes[position] = (sizes[position] or 0) - lost
                 self._shapes[value] = tuple(sizes)
         changed = {number for name in old for number in self._around.get(name, ())}
         total = sum(self._before) + sum(self._parts[n]() - self._before[n] for n in changed)
@@ -176,35 +184,14 @@ class Remaining:
         return total // self._divisor
 
 
-def kept_indices(
-    groups: Sequence[Group], keep: Mapping[str, Mask], shapes: Mapping[str, Sizes]
-) -> dict[Axis, Index]:
-    """Ascending kept indices of every axis that loses some.
-
-    Args:
-        groups: all groups that `keep` may name.
-        keep: (U,) bool per group name; absent groups keep everything.
-        shapes: sizes before.
-    """
-    alive: dict[Axis, Mask] = {}
-    for group in groups:
-        mask = keep.get(group.name)
-        if mask is None or mask.all():
-            continue
-        for member in group.members:
-            size = shapes[member.axis.value][member.axis.position]
-            here = alive.setdefault(member.axis, np.ones(size or 0, np.bool_))
-            here[member.index[~mask].reshape(-1)] = False
-    return {axis: np.flatnonzero(mask) for axis, mask in alive.items()}
-
-
 def sizes_after(shapes: Mapping[str, Sizes], kept: Mapping[Axis, Index]) -> dict[str, Sizes]:
     """`shapes` with the sizes of the resized axes replaced."""
     result = dict(shapes)
     for axis, indices in kept.items():
-        sizes = list(result[axis.value])
-        sizes[axis.position] = len(indices)
-        result[axis.value] = tuple(sizes)
+        if axis.by < 0:
+            sizes = list(result[axis.value])
+            sizes[axis.position] = len(indices)
+            result[axis.value] = tuple(sizes)
     return result
 
 
@@ -216,6 +203,7 @@ def unit_parameters(model: ir.Model, analysis: Analysis) -> dict[str, float]:
             sum(
                 _per_index(analysis.shapes[member.axis.value], member.axis.position)
                 * member.index.shape[1]
+                / member.blocks
                 for member in group.members
                 if member.axis.value in weights
             )
@@ -233,5 +221,6 @@ def ceiling(model: ir.Model, analysis: Analysis) -> tuple[int, int]:
     keep: dict[str, Mask] = {}
     for group in analysis.groups:
         keep[group.name] = np.arange(group.size) == 0
+    keep = completed_keep(analysis, keep)
     after = sizes_after(analysis.shapes, kept_indices(analysis.groups, keep, analysis.shapes))
     return parameters(model, after), macs(model, analysis, after)

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Choice, Coupling, Fact, Frozen, Reason
+from onnxprune.base import Array, Axis, Balanced, Choice, Coupling, Fact, Frozen, Reason
 from onnxprune.ops.control import surroundings
 from onnxprune.ops.registry import COUPLES, Sizes, View
 from onnxprune.scopes import nodes, subgraphs
 
-__all__ = ["facts", "views"]
+__all__ = ["facts", "raw_facts", "striped", "views"]
 
 
 def views(
@@ -27,10 +27,32 @@ def views(
         yield View(node=node, shapes=shapes, opset=opsets.get(domain, 1), known=known)
 
 
+Said = tuple["View | None", Fact]  # a fact with the node that yields it; None: the graph itself
+
+
 def facts(
     model: ir.Model, shapes: Mapping[str, Sizes], known: Mapping[str, Array]
-) -> Iterator[tuple[View | None, Fact]]:
-    """All couplings, choices and freezes, each with the node that yields it (None: the graph)."""
+) -> Iterator[Said]:
+    """All couplings, choices and freezes, each with the node that yields it (None: the graph).
+
+    Where blocks need only equal counts (`base.Balanced`), what holds of the same members of each.
+    """
+    return striped(raw_facts(model, shapes, known))
+
+
+def striped(said: Iterable[Said]) -> Iterator[Said]:
+    """The same with every `Balanced` replaced by its stripes."""
+    for view, fact in said:
+        if isinstance(fact, Balanced):
+            yield from ((view, stripe) for stripe in fact.stripes)
+        else:
+            yield view, fact
+
+
+def raw_facts(
+    model: ir.Model, shapes: Mapping[str, Sizes], known: Mapping[str, Array]
+) -> Iterator[Said]:
+    """What the rules yield, and what no rule explains frozen."""
     for fact in _borders(model, shapes):
         yield None, fact
     for view in views(model, shapes, known):
@@ -76,6 +98,8 @@ def _node_facts(view: View) -> Iterator[Fact]:
 
 
 def _axes(fact: Fact) -> Sequence[Axis]:
+    if isinstance(fact, Balanced):
+        return [axis for stripe in fact.stripes for axis in _axes(stripe)]
     if isinstance(fact, Coupling):
         return (fact.left, fact.right)
     if isinstance(fact, Choice):

@@ -26,12 +26,16 @@ def consumers(
         for view, fact in collected
         if view is not None and isinstance(fact, Ends) and not fact.reads
     }
+    split: dict[str, list[Axis]] = {}
+    for axis in wanted:
+        if axis.by >= 0:
+            split.setdefault(axis.value, []).append(axis)
     result: list[Consumer] = []
     seen: set[str] = set()
     for view, _ in collected:
         if view is not None and view.key not in seen:
             seen.add(view.key)
-            found = _ending(links, view, wanted)
+            found = _ending(links, view, wanted, split)
             result.extend(c for c in found if (c.node, c.axis) not in silent)
     return result
 
@@ -46,7 +50,9 @@ def inner(collected: Iterable[tuple[View | None, Fact]]) -> Iterator[Consumer]:
                     yield Consumer(node=view.key, slot=slot, axis=fact.axis)
 
 
-def _ending(links: Links, view: View, wanted: set[Axis]) -> Iterator[Consumer]:
+def _ending(
+    links: Links, view: View, wanted: set[Axis], split: Mapping[str, Sequence[Axis]]
+) -> Iterator[Consumer]:
     # A body goes on with what it is given.
     given = [value for body in subgraphs(view.node) for value in body.inputs]
     outputs = {value.name for value in (*view.node.outputs, *given)}
@@ -55,8 +61,8 @@ def _ending(links: Links, view: View, wanted: set[Axis]) -> Iterator[Consumer]:
         value = view.input(slot)
         if value is None or value.name not in view.shapes or view.is_constant(slot):
             continue
-        for position in range(len(view.shape(value))):
-            axis = view.axis(value, position)
+        plain = [view.axis(value, position) for position in range(len(view.shape(value)))]
+        for axis in (*plain, *split.get(value.name or "", ())):
             if axis in wanted and axis not in reached:
                 yield Consumer(node=view.key, slot=slot, axis=axis)
 

@@ -9,34 +9,38 @@ their atoms can carry units depends on the rest of the graph.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from onnxprune.base import (
     Array,
     Axis,
+    Balance,
+    Balanced,
     Choice,
     Consumer,
-    Coupling,
     Fact,
     Frozen,
     Group,
     Index,
     Inexact,
     Member,
-    Reason,
 )
+from onnxprune.errors import PlanError
+from onnxprune.graph.balance import completed_keep
+from onnxprune.graph.blocks import balances, mixed
 from onnxprune.graph.constants import fold
-from onnxprune.graph.couplings import facts
+from onnxprune.graph.couplings import Said, raw_facts, striped
 from onnxprune.graph.ends import consumers, inner
+from onnxprune.graph.lanes import unfolded
+from onnxprune.graph.order import Order, arranged, kept_indices
 from onnxprune.graph.shapes import settle
+from onnxprune.graph.solver import Solver, entered, is_virtual
 from onnxprune.model import constants
-from onnxprune.ops.control import surroundings
-from onnxprune.ops.registry import Sizes, View, arange
+from onnxprune.ops.registry import Sizes, arange
 
 __all__ = ["Analysis", "analyze"]
 
@@ -52,6 +56,9 @@ class Analysis:
         known: arrays of values that are computed but cannot change.
         alternatives: product axes that could have carried other atoms: node, chosen size, rejected
             sizes.
+        balances: blocks of units of which equally many must stay.
+        order: what decides in which order indices stand after a removal; None where they keep it.
+        names: of the groups, and of those that were there before removals, with their axes.
     """
 
     groups: tuple[Group, ...]
@@ -59,6 +66,9 @@ class Analysis:
     shapes: Mapping[str, Sizes]
     known: Mapping[str, Array]
     alternatives: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    balances: tuple[Balance, ...] = ()
+    order: Order | None = None
+    names: Mapping[str, frozenset[Axis]] = field(default_factory=dict)
 
     def group(self, name: str) -> Group:
         """The group called `name`; KeyError when there is none."""
@@ -68,199 +78,118 @@ class Analysis:
         raise KeyError(name)
 
 
-class _Ids:
-    """Numbers all indices of all axes of static size > 1."""
-
-    def __init__(self) -> None:
-        self.offset: dict[Axis, int] = {}
-        self.size: dict[Axis, int] = {}
-        self.total = 0
-
-    def add(self, axis: Axis, size: int | None) -> None:
-        if size is not None and size > 1 and axis not in self.offset:
-            self.offset[axis], self.size[axis] = self.total, size
-            self.total += size
-
-    def of(self, axis: Axis) -> Index:
-        return arange(self.size.get(axis, 0)) + self.offset.get(axis, 0)
-
-
-@dataclass(slots=True)
-class _Product:
-    """An axis, or a window of it, that is a product of atoms (of size > 1), not yet resolved."""
-
-    node: str
-    axis: Axis
-    atoms: tuple[Axis, ...]
-    sizes: tuple[int, ...]
-    start: int = 0
-
-    @property
-    def positions(self) -> Index:
-        """The indices of the axis that the product covers."""
-        return arange(int(np.prod(self.sizes, dtype=np.int64))) + self.start
-
-    def index_of(self, atom: int) -> Index:
-        """For every position the index of the atom it belongs to."""
-        inner = int(np.prod(self.sizes[atom + 1 :], dtype=np.int64))
-        return (self.positions - self.start) // inner % self.sizes[atom]
-
-
-class _Solver:
-    """The mutable state of one resolution: edges, freezes, open products."""
-
-    def __init__(self, ids: _Ids) -> None:
-        self.ids = ids
-        self.left: list[Index] = []
-        self.right: list[Index] = []
-        self.frozen: list[tuple[Index, Frozen]] = []
-        self.open: list[_Product] = []
-        self.links: dict[str, list[tuple[Axis, Axis]]] = {}
-        self.alternatives: list[tuple[str, int, tuple[int, ...]]] = []
-
-    def couple(self, node: str, left: Axis, right: Axis, a: Index, b: Index) -> None:
-        offset = self.ids.offset
-        if left in offset and right in offset:
-            self.left.append(a + offset[left])
-            self.right.append(b + offset[right])
-            self.links.setdefault(node, []).append((self._part(left, a, right), right))
-            return
-        # One index coupled to an axis of size 1 must stay: that axis would run empty.
-        for axis, index in ((left, a), (right, b)):
-            if axis in offset:
-                single = Frozen(axis=axis, reason=Reason.SINGLE, node=node)
-                self.frozen.append((index + offset[axis], single))
-
-    def _part(self, axis: Axis, index: Index, atom: Axis) -> Axis:
-        """What stands in `links` for a part of an axis that is a product: others lead elsewhere."""
-        if not _is_virtual(atom) or len(index) == self.ids.size[axis]:
-            return axis
-        return Axis(f"{axis.value}\0{int(index[0])}", axis.position)
-
-    def freeze(self, fact: Frozen) -> None:
-        if fact.axis in self.ids.offset:
-            self.frozen.append((self.ids.of(fact.axis), fact))
-
-    def labels(self) -> Index:
-        """Component of every id."""
-        left = np.concatenate([*self.left, np.zeros(0, np.int64)])
-        right = np.concatenate([*self.right, np.zeros(0, np.int64)])
-        edges = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(self.ids.total,) * 2)
-        _, labels = connected_components(edges, directed=False)
-        return np.asarray(labels, np.int64)
-
-    def stopped(self, labels: Index) -> Index:
-        """Per component the number of the first freeze that stops it, or -1."""
-        reason = np.full(int(np.max(labels, initial=-1)) + 1, -1, np.int64)
-        for number in range(len(self.frozen) - 1, -1, -1):
-            reason[labels[self.frozen[number][0]]] = number
-        return reason
-
-    def solve(self) -> tuple[Index, Index]:
-        """Resolve all products; returns (component per id, first freeze per component)."""
-        while True:
-            labels = self.labels()
-            stopped = self.stopped(labels)
-            if not self.open:
-                return labels, stopped
-            before = len(self.open)
-            self.open = [p for p in self.open if not self._settle(p, labels, stopped)]
-            if len(self.open) == before:
-                self._choose(labels, stopped)
-
-    def _alive(self, product: _Product, labels: Index, stopped: Index) -> list[int]:
-        """Atoms that could still carry units."""
-        if (stopped[labels[self._covered(product)]] >= 0).all():
-            return []
-        alive = []
-        for number, atom in enumerate(product.atoms):
-            own = labels[self.ids.of(atom)]
-            if not (stopped[own] >= 0).all() and (own != own[0]).any():
-                alive.append(number)
-        return alive
-
-    def _covered(self, product: _Product) -> Index:
-        return product.positions + self.ids.offset[product.axis]
-
-    def _settle(self, product: _Product, labels: Index, stopped: Index) -> bool:
-        """Resolve `product` if at most one atom is alive."""
-        alive = self._alive(product, labels, stopped)
-        if len(alive) > 1:
-            return False
-        self._resolve(product, alive[0] if alive else None)
-        return True
-
-    def _resolve(self, product: _Product, chosen: int | None) -> None:
-        for number, atom in enumerate(product.atoms):
-            if number == chosen:
-                index = product.index_of(number)
-                self.couple(product.node, product.axis, atom, product.positions, index)
-            else:
-                self.freeze(_mixed(atom, product))
-        if chosen is None:
-            self.frozen.append((self._covered(product), _mixed(product.axis, product)))
-
-    def _choose(self, labels: Index, stopped: Index) -> None:
-        """Policy: the outermost living atom, for all open products of one form at once."""
-        form = self.open[0].sizes
-        rest: list[_Product] = []
-        for product in self.open:
-            if product.sizes != form:
-                rest.append(product)
-                continue
-            alive = self._alive(product, labels, stopped)
-            rejected = tuple(product.sizes[number] for number in alive[1:])
-            self.alternatives.append((product.node, product.sizes[alive[0]], rejected))
-            self._resolve(product, alive[0])
-        self.open = rest
-
-
-def _mixed(axis: Axis, product: _Product) -> Frozen:
-    return Frozen(
-        axis=axis,
-        reason=Reason.MIXED,
-        node=product.node,
-        detail=f"{product.axis} is a product of {' x '.join(map(str, product.sizes))}",
-    )
-
-
-def analyze(model: ir.Model, shapes: Mapping[str, Sizes] | None = None) -> Analysis:
+def analyze(
+    model: ir.Model,
+    shapes: Mapping[str, Sizes] | None = None,
+    *,
+    before: Analysis | None = None,
+) -> Analysis:
     """Find the groups of `model`.
 
     Args:
         model: the user's graph; not changed.
         shapes: static sizes per value name; inferred when not given.
+        before: of the model that this one was pruned from; groups keep the names they have there.
     """
     shapes, known = settle(model) if shapes is None else (shapes, fold(model, shapes))
-    collected = list(facts(model, shapes, known))
-    ids = _number(collected, shapes)
-    solver = _Solver(ids)
-    for view, fact in collected:
-        _enter(solver, view, fact)
-    labels, stopped = solver.solve()
+    raw = list(raw_facts(model, shapes, known))
     weights = {name for name, value in constants(model).items() if value.dtype in _PARAMETER_TYPES}
-    inexact = [fact.axis for _, fact in collected if isinstance(fact, Inexact)]
-    mixing = np.unique(np.concatenate([labels[ids.of(axis)] for axis in inexact] or [arange(0)]))
-    groups = _groups(solver, labels, stopped, weights)
-    ending = consumers(solver.links, collected, {m.axis for members in groups for m in members})
-    within = list(inner(collected))
-    names = _names(groups, weights)
+    names = {} if before is None else before.names
+    found = _Found(list(striped(raw)), shapes, weights, names)
+    order = None
+    if any(isinstance(fact, Balanced | Choice) for _, fact in raw):
+        uneven = found.solver.striped
+        balanced = _balanced(unfolded(raw, shapes, uneven), shapes, weights, names)
+        if balanced is not None:
+            found, order = balanced
     return Analysis(
-        groups=tuple(
-            _finish(
-                name,
-                members,
-                ending,
-                within,
-                exact=not np.isin(_own(solver, labels, members), mixing).any(),
-            )
-            for name, members in zip(names, groups, strict=True)
-        ),
-        frozen=tuple(_refusals(solver, labels, stopped, weights)),
+        groups=found.groups,
+        frozen=tuple(_refusals(found.solver, found.labels, found.stopped, weights)),
         shapes=shapes,
         known=known,
-        alternatives=tuple(solver.alternatives),
+        alternatives=tuple(found.solver.alternatives),
+        balances=found.balances,
+        order=order,
+        names=found.names,
     )
+
+
+def _balanced(
+    said: Sequence[Said] | None,
+    shapes: Mapping[str, Sizes],
+    weights: set[str],
+    names: Mapping[str, frozenset[Axis]],
+) -> tuple[_Found, Order] | None:
+    """Groups whose blocks have members of their own; None where nothing of the kind holds."""
+    if said is None:
+        return None
+    found = _Found(said, shapes, weights, names)
+    shares = balances(said, found.solver, found.groups)
+    if not shares:
+        return None
+    found.balances, ids = shares, found.solver.ids
+    order = Order(
+        edges=found.solver.ordered(),
+        label=found.labels,
+        offset=ids.offset,
+        size=ids.size,
+        blocks=ids.blocks,
+        mixed=mixed(found.solver),
+    )
+    return (found, order) if _holds(found, order, shapes) else None
+
+
+def _holds(found: _Found, order: Order, shapes: Mapping[str, Sizes]) -> bool:
+    """Whether plans that keep the blocks equal can be carried out: a few random ones are tried."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        keep = {group.name: rng.random(group.size) < 0.5 for group in found.groups}
+        for mask in keep.values():
+            mask[int(rng.integers(len(mask)))] = True
+        keep = completed_keep(found, keep)
+        try:
+            arranged(order, kept_indices(found.groups, keep, shapes))
+        except PlanError:
+            return False
+    return True
+
+
+class _Found:
+    """The groups that facts lead to."""
+
+    def __init__(
+        self,
+        said: Sequence[Said],
+        shapes: Mapping[str, Sizes],
+        weights: set[str],
+        names: Mapping[str, frozenset[Axis]],
+    ) -> None:
+        self.balances: tuple[Balance, ...] = ()
+        self.solver = solver = entered(said, shapes)
+        self.labels, self.stopped = solver.solve()
+        parts = [(view, part) for view, fact in said for part in _parts(fact)]
+        inexact = [fact.axis for _, fact in parts if isinstance(fact, Inexact)]
+        seen = [self.labels[solver.ids.of(axis)] for axis in inexact]
+        mixing = np.unique(np.concatenate([*seen, arange(0)]))
+        members = _groups(solver, self.labels, self.stopped, weights)
+        wanted = {member.axis for group in members for member in group}
+        ending = consumers(solver.links, parts, wanted)
+        within = list(inner(parts))
+        self.names = _names(members, weights, names)
+        self.groups = tuple(
+            _finish(
+                name,
+                group,
+                ending,
+                within,
+                exact=not np.isin(_own(solver, self.labels, group), mixing).any(),
+            )
+            for name, group in zip(self.names, members, strict=False)
+        )
+
+
+def _parts(fact: Fact) -> tuple[Fact, ...]:
+    return fact.couplings if isinstance(fact, Balanced) else (fact,)
 
 
 _PARAMETER_TYPES = {
@@ -273,59 +202,13 @@ _PARAMETER_TYPES = {
 }
 
 
-def _number(collected: Sequence[tuple[View | None, Fact]], shapes: Mapping[str, Sizes]) -> _Ids:
-    """Number the axes in graph order, so that a group's first member is where it begins."""
-    ids = _Ids()
-    done: set[str] = set()
-    for view, fact in collected:
-        if view is not None and view.key not in done:
-            done.add(view.key)
-            for value in surroundings(view.node):
-                if value.name and value.name in shapes:
-                    for position, size in enumerate(shapes[value.name]):
-                        ids.add(Axis(value.name, position), size)
-        if isinstance(fact, Choice):
-            for number, size in enumerate(fact.sizes):
-                ids.add(fact.atom(number), size)
-    return ids
-
-
-def _enter(solver: _Solver, view: View | None, fact: Fact) -> None:
-    node = view.key if view is not None else ""
-    if isinstance(fact, Coupling):
-        solver.couple(node, fact.left, fact.right, fact.left_index, fact.right_index)
-    elif isinstance(fact, Frozen):
-        solver.freeze(fact)
-    elif isinstance(fact, Choice):
-        _enter_choice(solver, node, fact)
-
-
-def _enter_choice(solver: _Solver, node: str, fact: Choice) -> None:
-    for number in sorted(fact.whole):
-        whole = Frozen(axis=fact.atom(number), reason=Reason.POSITIONS, node=node)
-        solver.freeze(whole)
-    starts = fact.starts or (0,) * len(fact.axes)
-    for (axis, numbers), start in zip(fact.axes, starts, strict=True):
-        real = tuple(number for number in numbers if fact.sizes[number] > 1)
-        if len(real) == 1:
-            index = arange(fact.sizes[real[0]])
-            solver.couple(node, axis, fact.atom(real[0]), index + start, index)
-        elif not real and axis in solver.ids.offset:
-            single = Frozen(axis=axis, reason=Reason.SINGLE, node=node)
-            solver.frozen.append((arange(1) + start + solver.ids.offset[axis], single))
-        elif axis in solver.ids.offset:
-            atoms = tuple(fact.atom(number) for number in real)
-            sizes = tuple(fact.sizes[number] for number in real)
-            solver.open.append(_Product(node, axis, atoms, sizes, start))
-
-
 def _groups(
-    solver: _Solver, labels: Index, stopped: Index, weights: set[str]
+    solver: Solver, labels: Index, stopped: Index, weights: set[str]
 ) -> list[tuple[Member, ...]]:
     """Components without a freeze that hold a parameter, collected by the axes they occupy."""
     axes = list(solver.ids.offset)
     number = np.repeat(arange(len(axes)), [solver.ids.size[axis] for axis in axes])
-    real = np.array([not _is_virtual(axis) for axis in axes], np.bool_)
+    real = np.array([not is_virtual(axis) for axis in axes], np.bool_)
     holds = np.array([axis.value in weights for axis in axes], np.bool_)
     live = np.flatnonzero((stopped[labels] < 0) & real[number]) if len(axes) else arange(0)
     order = live[np.argsort(labels[live], kind="stable")]
@@ -357,33 +240,60 @@ def _tables(order: Index, labels: Index, number: Index) -> Iterator[Index]:
             yield units[rows]
 
 
-def _is_virtual(axis: Axis) -> bool:
-    return "\0" in axis.value
-
-
 def _members(
-    solver: _Solver, table: Index, axes: Sequence[Axis], pattern: Index
+    solver: Solver, table: Index, axes: Sequence[Axis], pattern: Index
 ) -> tuple[Member, ...]:
     """One member per axis from the ids (U, L) of all units and the axis number of each column."""
     return tuple(
-        Member(axes[which], table[:, pattern == which] - solver.ids.offset[axes[which]])
+        Member(
+            axes[which],
+            table[:, pattern == which] - solver.ids.offset[axes[which]],
+            solver.ids.blocks.get(axes[which], 1),
+        )
         for which in np.unique(pattern)
     )
 
 
-def _own(solver: _Solver, labels: Index, members: tuple[Member, ...]) -> Index:
+def _own(solver: Solver, labels: Index, members: tuple[Member, ...]) -> Index:
     """The component of each unit."""
     first = members[0]
     return labels[solver.ids.offset[first.axis] + first.index[:, 0]]
 
 
-def _names(groups: Sequence[tuple[Member, ...]], weights: set[str]) -> Iterator[str]:
-    """The first parameter of each group, numbered where groups share it."""
-    used: dict[str, int] = {}
-    for members in groups:
-        name = next(member.axis.value for member in members if member.axis.value in weights)
-        used[name] = used.get(name, 0) + 1
-        yield name if used[name] == 1 else f"{name}#{used[name]}"
+def _names(
+    groups: Sequence[tuple[Member, ...]],
+    weights: set[str],
+    before: Mapping[str, frozenset[Axis]],
+) -> dict[str, frozenset[Axis]]:
+    """The first parameter of each group, numbered where groups share it, with the group's axes.
+
+    A group that was there before keeps its name, by which it is known in plans and records: its
+    axes are the same, or a removal added some, or made some too short to count. Names that are
+    free again are not given to others, and follow behind those of the groups.
+    """
+    patterns = [frozenset(member.axis for member in members) for members in groups]
+    known: dict[int, str] = {}
+    free = dict(before)
+    for same in (frozenset.__eq__, frozenset.issuperset, frozenset.intersection):
+        for number, axes in enumerate(patterns):
+            fitting = [] if number in known else [n for n, own in free.items() if same(axes, own)]
+            if fitting:
+                known[number] = max(fitting, key=lambda name: len(axes & before[name]))
+                del free[known[number]]
+    found: dict[str, frozenset[Axis]] = {}
+    for number, members in enumerate(groups):
+        name = known.get(number) or _new_name(members, weights, found.keys() | before.keys())
+        found[name] = patterns[number]
+    return found | {name: axes for name, axes in before.items() if name not in found}
+
+
+def _new_name(members: tuple[Member, ...], weights: set[str], taken: AbstractSet[str]) -> str:
+    first = next(member.axis.value for member in members if member.axis.value in weights)
+    name, number = first, 1
+    while name in taken:
+        number += 1
+        name = f"{first}#{number}"
+    return name
 
 
 def _finish(
@@ -406,12 +316,11 @@ def _finish(
     )
 
 
-def _refusals(
-    solver: _Solver, labels: Index, stopped: Index, weights: set[str]
-) -> Iterator[Frozen]:
+def _refusals(solver: Solver, labels: Index, stopped: Index, weights: set[str]) -> Iterator[Frozen]:
     """Every parameter axis that carries no unit at all, with the freeze that stops it."""
+    shadowed = {Axis(axis.value, axis.position) for axis in solver.ids.blocks}
     for axis in solver.ids.offset:
-        if axis.value in weights:
+        if axis.value in weights and axis.by < 0 and axis not in shadowed:
             first = stopped[labels[solver.ids.of(axis)]]
             if (first >= 0).all():
                 why = solver.frozen[int(first[0])][1]

@@ -74,6 +74,7 @@ def allocate(
     *,
     allocation: str = "uniform",
     round_to: int = 1,
+    complete: Callable[[Mapping[str, Mask]], dict[str, Mask]] = dict,
 ) -> Allocated:
     """Remove the least important units until `cost` is at most `budget`, and no more than needed.
 
@@ -88,6 +89,7 @@ def allocate(
         cost: what remains under masks.
         allocation: a key of `ALLOCATIONS`.
         round_to: groups that lose units keep a multiple of this many; smaller groups lose none.
+        complete: masks -> masks that keep more where units cannot go without others.
 
     Raises:
         ConfigError: an unknown allocation, or `round_to` below 1.
@@ -101,7 +103,7 @@ def allocate(
     best = {group.name: np.argsort(-scores[group.name], kind="stable") for group in scored}
 
     def masks(counts: Sequence[int]) -> dict[str, Mask]:
-        return _masks(scored, best, counts)
+        return complete(_masks(scored, best, counts))
 
     def kept(removals: int) -> list[int]:
         gone = np.bincount(order[:removals], minlength=len(scored))

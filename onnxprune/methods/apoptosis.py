@@ -153,7 +153,7 @@ def apoptosis(
         deadline = int(until * moment.steps)
         early = moment.step <= deadline
         kind = "params" if moment.limit is None else moment.limit.kind
-        remaining = cost.Remaining(moment.model, moment.analysis, kind)
+        remaining = cost.Remaining(moment.model, moment.analysis, kind, round_to=moment.round_to)
         reached = moment.limit is not None and remaining({}) <= moment.limit.final
         removed = _exact(options)
         if early and not reached and not risen:

@@ -56,6 +56,7 @@ class Moment:
         limit: for a run with a target; None leaves the amount to the method.
         probe: (axes, observables) -> observations of a sample of training data, in evaluation mode,
             with the present weights.
+        round_to: groups of more units than this keep multiples of it; plans are completed so.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Moment:
     trivial: float
     limit: Limit | None
     probe: Callable[[Iterable[Axis], Iterable[Observable]], Observations]
+    round_to: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ import onnx_ir as ir
 from onnxprune.base import Floats, Observations, Plan
 from onnxprune.errors import ConfigError, MethodError
 from onnxprune.graph import cost
+from onnxprune.graph.balance import completed, completed_keep, together
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.shapes import with_input_shapes
 from onnxprune.graph.weights import weights
@@ -103,14 +105,14 @@ class _Step:
     event: Pruned | None
 
 
-def candidates(model: ir.Model, config: PruneConfig) -> Analysis:
-    """The analysis with the groups that the user lets go.
+def candidates(model: ir.Model, config: PruneConfig, *, before: Analysis | None = None) -> Analysis:
+    """The analysis with the groups that the user lets go; names are those of `before`.
 
     Raises:
         ConfigError: `only` matches no group.
     """
     sizes = {name: tuple(shape) for name, shape in config.input_shapes.items()}
-    analysis = analyze(with_input_shapes(model, sizes))
+    analysis = analyze(with_input_shapes(model, sizes), before=before)
     groups = analysis.groups
     if config.only is not None:
         wanted = re.compile(config.only)
@@ -142,6 +144,7 @@ def to_target(model: ir.Model, analysis: Analysis, job: Job) -> Removal:
     goal = job.config.goal
     assert goal is not None
     limit = budget = goal.limit(remaining({}))
+    complete = partial(completed_keep, analysis, worth=scores, round_to=job.config.round_to)
     while True:
         allocated = allocate(
             analysis.groups,
@@ -150,6 +153,7 @@ def to_target(model: ir.Model, analysis: Analysis, job: Job) -> Removal:
             remaining,
             allocation=job.config.allocation,
             round_to=job.config.round_to,
+            complete=complete,
         )
         folds = means(model, analysis, allocated.keep, seen)
         step = _step(model, analysis, Plan(keep=allocated.keep, folds=folds), job)
@@ -232,10 +236,12 @@ def without_loss(model: ir.Model, job: Job) -> Removal:
     steps: list[_Step] = []
     counts = {"proven": 0, "observed": 0, "duplicates": 0}
     current = model
+    analysis: Analysis | None = None
     for _ in range(_PASSES):
-        analysis = candidates(current, job.config)
+        analysis = candidates(current, job.config, before=analysis)
         findings = _findings(current, analysis, job)
-        plan = None if findings is None else _harmless(current, analysis, findings.plan, job)
+        plan = None if findings is None else completed(analysis, findings.plan)
+        plan = None if plan is None else _harmless(current, analysis, plan, job)
         if findings is None or plan is None:
             break
         step = _step(current, analysis, plan, job)
@@ -262,9 +268,11 @@ def _harmless(model: ir.Model, analysis: Analysis, plan: Plan, job: Job) -> Plan
     if _changes_nothing(model, analysis, plan, job):
         return plan
     names = frozenset(plan.keep)
-    alone = {name: plan.without(names - {name}) for name in names}
-    harmful = {n for n, part in alone.items() if not _changes_nothing(model, analysis, part, job)}
-    rest = plan.without(frozenset(harmful))
+    harmful: frozenset[str] = frozenset()
+    for cluster in together(analysis, list(plan.keep)):
+        if not _changes_nothing(model, analysis, plan.without(names - cluster), job):
+            harmful |= cluster
+    rest = plan.without(harmful)
     if harmful == names or not _changes_nothing(model, analysis, rest, job):
         return None
     return rest
@@ -296,9 +304,10 @@ def by_recipe(model: ir.Model, recipe: Recipe, source: str, job: Job) -> Removal
     """
     steps: list[_Step] = []
     current = model
+    analysis: Analysis | None = None
     failed: set[str] = set()
     for done in recipe.rounds:
-        analysis = candidates(current, job.config)
+        analysis = candidates(current, job.config, before=analysis)
         plan = replay(current, analysis, done, source=source)
         step = _step(current, analysis, plan, job)
         failed |= plan.keep.keys() - step.plan.keep.keys()

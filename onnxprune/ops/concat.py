@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Coupling, Ends, Fact, Index, Reason
-from onnxprune.ops.edit import Edit, positions_after
+from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import Role, View, arange, couples, parameters, resizes, traces
 from onnxprune.ops.trace import Trace, TraceView
 
@@ -73,10 +73,20 @@ def split(view: View) -> Iterator[Fact]:
 
 @resizes("Split")
 def resize_split(edit: Edit) -> None:
-    """The sizes of the parts are written out: as an attribute before opset 13, else as an input."""
-    view = edit.view
-    axis = view.attribute("axis", 0) % len(view.shape(view.input(0)))
-    if edit.kept_at(view.input(0), axis) is None:
+    """The sizes of the parts are written out: as an attribute before opset 13, else as an input.
+
+    Parts that do not stand one behind another any more are taken by a Gather each.
+    """
+    view, x = edit.view, edit.view.input(0)
+    axis = view.attribute("axis", 0) % len(view.shape(x))
+    if edit.kept_at(x, axis) is None or x is None:
+        return
+    parts = _parts_after(edit, x, axis)
+    if (np.diff(np.concatenate(parts)) != 1).any():
+        for number, places in enumerate(parts):
+            taken = edit.initializer(f"{view.node.outputs[number].name}/taken", places)
+            edit.replace_output(number, "Gather", x, taken, axis=axis)
+        edit.graph.remove(view.node, safe=True)
         return
     sizes = [edit.size_after(y, axis) or 0 for y in view.node.outputs]
     if view.opset < 13:
@@ -84,6 +94,16 @@ def resize_split(edit: Edit) -> None:
         return
     view.node.attributes.pop("num_outputs", None)
     edit.write(1, np.array(sizes, np.int64), role="split")
+
+
+def _parts_after(edit: Edit, x: ir.Value, axis: int) -> list[Index]:
+    """The new positions of each part of a Split."""
+    parts, offset = [], 0
+    for y in edit.view.node.outputs:
+        size = edit.view.shape(y)[axis] or 0
+        parts.append(edit.moved(x, axis, arange(size) + offset, edit.kept_at(y, axis)))
+        offset += size
+    return parts
 
 
 def _slice_bounds(view: View) -> tuple[list[int], ...] | None:
@@ -164,9 +184,9 @@ def resize_slice(edit: Edit) -> None:
         kept = edit.kept_at(x, position)
         if kept is None or x is None:
             continue
-        size = view.shape(x)[position] or 0
-        moved = positions_after(kept, size)[arange(size)[cut]]
-        edit_selection(edit, position, moved[moved >= 0])
+        window = arange(view.shape(x)[position] or 0)[cut]
+        out = edit.kept_at(view.output(), position)
+        edit_selection(edit, position, edit.moved(x, position, window, out))
 
 
 def edit_selection(edit: Edit, position: int, taken: Index) -> None:
@@ -258,11 +278,12 @@ def resize_gather(edit: Edit) -> None:
     x, indices = view.input(0), view.constant(1)
     axis = view.attribute("axis", 0) % len(view.shape(x))
     kept = edit.kept_at(x, axis)
-    if kept is None or indices is None or indices.ndim != 1:
+    if x is None or kept is None or indices is None or indices.ndim != 1:
         return
     size = view.shape(x)[axis] or 0
-    moved = positions_after(kept, size)[np.where(indices < 0, indices + size, indices)]
-    edit.write(1, moved[moved >= 0].astype(indices.dtype), role="indices")
+    wanted = np.where(indices < 0, indices + size, indices).astype(np.int64)
+    moved = edit.moved(x, axis, wanted, edit.kept_at(view.output(), axis))
+    edit.write(1, moved.astype(indices.dtype), role="indices")
 
 
 def _pads(view: View) -> list[int] | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Choice, Fact, Floats
+from onnxprune.base import Axis, Balanced, Choice, Coupling, Fact, Floats
+from onnxprune.model import constant
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.registry import (
     Role,
     View,
     absorbs,
+    arange,
     couples,
     macs,
     parameters,
@@ -31,7 +34,8 @@ def conv(view: View) -> Iterator[Fact]:
 
     Forward:  y[n, o, ...] = b[o] + sum_i w[o, i, ...] * x[n, g(o) + i, ...]
     Couples:  x.C <-> w.1;  y.C <-> w.0 <-> b;  with groups, x.C = (group, input per group) and
-              y.C = w.0 = (group, output per group) are products.
+              y.C = w.0 = (group, output per group) are products: groups go, or the same channels
+              of all groups, or equally many of every group.
     """
     bias = view.input(2)
     yield from convolution(view, view.input(0), view.input(1))
@@ -48,7 +52,7 @@ def convolution(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[
         yield from view.equal(out, view.axis(w, 0))
     else:
         outputs = (view.size(view.axis(w, 0)) or group) // group
-        yield Choice(
+        choice = Choice(
             node=view.key,
             sizes=(group, view.size(inner) or 1, outputs),
             axes=(
@@ -58,7 +62,34 @@ def convolution(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[
                 (out, (0, 2)),
             ),
         )
+        yield _grouped(view, choice, (view.axis(x, 1), w), (view.axis(w, 0), out))
     yield from _rest(view, x, w)
+
+
+def _grouped(
+    view: View, choice: Choice, ragged: tuple[Axis, ir.Value | None], whole: tuple[Axis, Axis]
+) -> Fact:
+    """Groups need equally many channels on either side, not the same ones of each.
+
+    Args:
+        view: the convolution.
+        choice: what holds when whole groups or the same channels of all groups go.
+        ragged: the axis of one side's data, and the filters, whose axis 1 holds the same channels
+            group by group: the groups are blocks of axis 0.
+        whole: the axes of the other side, equal to each other.
+    """
+    group, inner, outputs = choice.sizes
+    data, w = ragged
+    if inner == 1 or outputs == 1 or not _is_own(w):
+        return choice
+    by = replace(view.axis(w, 1), by=0)
+    every = arange(view.size(data) or 0)
+    couplings = (
+        Coupling(left=data, right=by, left_index=every, right_index=every),
+        *view.equal(*whole),
+    )
+    blocks = ((by, group), (data, group), *((axis, group) for axis in whole))
+    return Balanced(blocks=blocks, couplings=couplings, stripes=(choice,))
 
 
 @couples("ConvTranspose")
@@ -77,7 +108,7 @@ def conv_transpose(view: View) -> Iterator[Fact]:
     else:
         per_group = view.size(inner) or 1
         channels = (view.size(view.axis(x, 1)) or group) // group
-        yield Choice(
+        choice = Choice(
             node=view.key,
             sizes=(group, channels, per_group),
             axes=(
@@ -87,9 +118,18 @@ def conv_transpose(view: View) -> Iterator[Fact]:
                 (inner, (2,)),
             ),
         )
+        yield _grouped(view, choice, (out, w), (view.axis(x, 1), view.axis(w, 0)))
     yield from _rest(view, x, w)
     if bias is not None:
         yield from view.equal(view.axis(bias, 0), out)
+
+
+def _is_own(w: ir.Value | None) -> bool:
+    """Whether the filters are a constant that nothing else reads."""
+    if w is None or len(w.uses()) != 1:
+        return False
+    producer = w.producer()
+    return constant(w) is not None and (producer is None or producer.op_type == "Constant")
 
 
 def _rest(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[Fact]:

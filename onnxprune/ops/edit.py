@@ -143,6 +143,32 @@ class Edit:
         node.replace_input_with(slot, made.outputs[0])
         return made.outputs[0]
 
+    def replace_output(
+        self, output: int, op_type: str, *inputs: ir.Value, **attributes: int
+    ) -> None:
+        """Let `op_type(*inputs)` make an output, under the same name, instead of the node."""
+        value = self.view.node.outputs[output]
+        made = ir.node(op_type, list(inputs), attributes=attributes)
+        self.graph.insert_before(self.view.node, made)
+        ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
+        made.outputs[0].name, value.name = value.name, self.fresh(f"{value.name}/unused")
+        made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+
+    def moved(self, value: ir.Value, position: int, wanted: Index, out: Index | None) -> Index:
+        """New positions of indices of an axis, in the order in which an output holds them.
+
+        Args:
+            value: an input of the node.
+            position: an axis of it.
+            wanted: old indices that the output takes, in its old order; those that go are left out.
+            out: kept indices of the output's axis, in their order; None where it keeps its size.
+        """
+        kept = self.kept_at(value, position)
+        size = self.view.shape(value)[position] or 0
+        places = positions_after(arange(size) if kept is None else kept, size)
+        found = places[wanted if out is None else wanted[out]]
+        return found[found >= 0]
+
     def add_behind(self, array: Array, *, axis: int) -> None:
         """Add a constant to output 0, which keeps its name at the far end.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Coupling, Fact, Floats, Inexact, Inner
+from onnxprune.base import Array, Axis, Balanced, Coupling, Fact, Floats, Inexact, Inner
 from onnxprune.emit import Emitter
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.registry import (
@@ -39,20 +40,57 @@ def recurrent(view: View) -> Iterator[Fact]:
               below the other, row g * H + i is gate g of unit i; B = [Wb, Rb]; an LSTM also has a
               cell c_t and peepholes P. Y = all h_t, Y_h and Y_c = the last h_t and c_t
     Couples:  X.I <-> W.2;  R.2[i] <-> W.1, R.1, B.1, P.1 [every n with n mod H = i]
-              <-> Y.H, Y_h.H, Y_c.H, initial_h.H, initial_c.H [i];  batch one to one. Both
-              directions have the same number of units and lose the same ones
+              <-> Y.H, Y_h.H, Y_c.H, initial_h.H, initial_c.H [i];  batch one to one. Two
+              directions have equally many units, each its own
     """
-    r = view.input(_R)
-    hub = view.axis(r, 2)
-    yield Inner(hub)
+    hub = view.axis(view.input(_R), 2)
     yield from view.equal(view.axis(view.input(_X), 2), view.axis(view.input(_W), 2))
     for slot in (_W, _R, _B, _P):
         if view.input(slot) is not None:
-            yield from _stacked(view, view.axis(view.input(slot), 1), hub)
             yield from view.fixed(view.input(slot), 0)
+    stripes = (Inner(hub), *_units(view))
+    directions = view.size(view.axis(view.input(_R), 0)) or 1
+    if directions == 1:
+        yield from stripes
+    else:
+        yield _apart(view, directions, stripes)
+    yield from _batch_and_time(view)
+
+
+def _units(view: View) -> Iterator[Fact]:
+    """The same unit in every weight, state and output, whatever the direction."""
+    hub = view.axis(view.input(_R), 2)
+    for slot in (_W, _R, _B, _P):
+        if view.input(slot) is not None:
+            yield from _stacked(view, view.axis(view.input(slot), 1), hub)
     for value in _data(view):
         yield from view.equal(view.axis(value, -1), hub)
-    yield from _batch_and_time(view)
+
+
+def _apart(view: View, directions: int, stripes: tuple[Fact, ...]) -> Fact:
+    """Each direction has units of its own, equally many: one `hidden_size` serves both."""
+    hub = replace(view.axis(view.input(_R), 2), by=0)
+    weights = [view.input(slot) for slot in (_W, _R, _B, _P)]
+    pairs = [
+        hub,
+        *(replace(view.axis(value, 1), by=0) for value in weights if value is not None),
+        *(replace(view.axis(v, -1), by=_direction_axis(view, v)) for v in _data(view)),
+    ]
+    units = view.size(replace(hub, by=-1)) or 1
+    couplings: list[Fact] = [Inner(hub)]
+    for axis in pairs[1:]:
+        size = view.size(replace(axis, by=-1)) or 1
+        every = arange(directions * size)
+        unit = every // size * units + every % size % units
+        couplings.append(Coupling(left=axis, right=hub, left_index=every, right_index=unit))
+    blocks = tuple((axis, directions) for axis in pairs)
+    return Balanced(blocks=blocks, couplings=tuple(couplings), stripes=stripes)
+
+
+def _direction_axis(view: View, value: ir.Value) -> int:
+    """Y is (T, directions, N, H), or (N, T, directions, H); states lack the T."""
+    full = len(view.shape(value)) == 4
+    return int(view.attribute("layout", 0)) + int(full)
 
 
 def _stacked(view: View, axis: Axis, hub: Axis) -> Iterator[Fact]:

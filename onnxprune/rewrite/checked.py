@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Mask, Plan
 from onnxprune.errors import ModelError, PlanError
+from onnxprune.graph.balance import completed, together
 from onnxprune.graph.groups import Analysis
 from onnxprune.rewrite.compensate import check
 from onnxprune.rewrite.prune import Pruned, prune
@@ -69,7 +70,7 @@ def checked_prune(
     Raises:
         PlanError: the plan does not fit the groups.
     """
-    check({group.name: group for group in analysis.groups}, plan)
+    check(analysis, plan)
     trial = _Trial(
         model=model,
         analysis=analysis,
@@ -81,9 +82,10 @@ def checked_prune(
     failed: list[str] = []
     attempt = trial.of(plan)
     if attempt is None:
-        alone = {name: plan.without(frozenset(plan.keep) - {name}) for name in plan.keep}
-        failed = [name for name, part in alone.items() if trial.of(part) is None]
-        attempt, failed = _without_failed(trial, plan, failed)
+        clusters = together(analysis, list(plan.keep))
+        alone = [plan.without(frozenset(plan.keep) - cluster) for cluster in clusters]
+        bad = [names for names, part in zip(clusters, alone, strict=True) if trial.of(part) is None]
+        attempt, failed = _without_failed(trial, plan, clusters, bad)
         plan = plan.without(frozenset(failed))
     pruned, agreement = attempt
     return Checked(
@@ -128,17 +130,18 @@ class _Trial:
 
 
 def _without_failed(
-    trial: _Trial, plan: Plan, failed: list[str]
+    trial: _Trial, plan: Plan, clusters: list[frozenset[str]], failed: list[frozenset[str]]
 ) -> tuple[tuple[Pruned, Agreement], list[str]]:
-    """Leave out the groups that failed alone, then, while it still fails, one after the other."""
-    remaining = [name for name in plan.keep if name not in failed]
+    """Leave out what failed alone, then, while it still fails, one cluster after the other."""
+    remaining = [names for names in clusters if names not in failed]
     while True:
-        attempt = trial.of(plan.without(frozenset(failed)))
+        names = [name for name in plan.keep if any(name in cluster for cluster in failed)]
+        attempt = trial.of(plan.without(frozenset(names)))
         if attempt is not None:
-            return attempt, failed
+            return attempt, names
         if not remaining:
             unchanged = Pruned(model=trial.model, kept={})
-            return (unchanged, Agreement(error=0.0, relative=0.0)), failed
+            return (unchanged, Agreement(error=0.0, relative=0.0)), names
         failed = [*failed, remaining.pop()]
 
 
@@ -149,7 +152,7 @@ def _confirmed(trial: _Trial, plan: Plan) -> int:
     small, but it is there.
     """
     inexact = frozenset(group.name for group in trial.analysis.groups if not group.exact)
-    exact = only_exact(plan.without(inexact))
+    exact = completed(trial.analysis, only_exact(plan.without(inexact)))
     if not exact.removed():
         return 0
     try:

@@ -13,7 +13,9 @@ import numpy as np
 
 from onnxprune.base import Axis, Consumer, Floats, Group, Index, Plan
 from onnxprune.errors import PlanError
+from onnxprune.graph.balance import is_balanced
 from onnxprune.graph.consumers import absorber, outgoing
+from onnxprune.graph.groups import Analysis
 from onnxprune.ops.edit import SHIFTS, Edit
 
 __all__ = ["Substitute", "check", "compensate", "substitutes"]
@@ -118,12 +120,13 @@ def contribution(table: Floats, substitute: Substitute) -> Floats:
     return total.astype(table.dtype)
 
 
-def check(groups: dict[str, Group], plan: Plan) -> None:
-    """Refuse plans that name unknown groups, empty one, or contradict themselves.
+def check(analysis: Analysis, plan: Plan) -> None:
+    """Refuse plans that name unknown groups, empty one, tear blocks, or contradict themselves.
 
     Raises:
         PlanError: what is wrong, with the group.
     """
+    groups = {group.name: group for group in analysis.groups}
     for name, mask in plan.keep.items():
         group = groups.get(name)
         if group is None:
@@ -136,6 +139,12 @@ def check(groups: dict[str, Group], plan: Plan) -> None:
             )
         if not mask.any():
             raise PlanError(f"plan for {name}: the last unit would go; keep one", group=name)
+    if not is_balanced(analysis, plan.keep):
+        raise PlanError(
+            "plan: blocks that need equally many units would keep different numbers; let "
+            "graph.balance.completed give some back",
+            groups=tuple(plan.keep),
+        )
     for problem in chain(_contradictions(plan), _used_inside(groups, plan)):
         raise PlanError(f"plan: {problem}")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Index, Plan
-from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constants, keep, list_initializers, tensor_of
+from onnxprune.graph.order import arranged, kept_indices
+from onnxprune.model import constants, keep, list_initializers, set_constant, tensor_of
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.registry import RESIZES, Sizes
 from onnxprune.rewrite.compensate import check, compensate, substitutes
@@ -26,7 +27,10 @@ __all__ = ["Pruned", "prune", "take", "take_moments"]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Pruned:
-    """The model after a plan, and the kept indices per resized axis in the old numbering."""
+    """The model after a plan, and the kept indices per resized axis in the old numbering.
+
+    They stand in the order in which they stand afterwards; of an axis with `by`, one row per block.
+    """
 
     model: ir.Model
     kept: Mapping[Axis, Index]
@@ -43,10 +47,11 @@ def prune(model: ir.Model, analysis: Analysis, plan: Plan) -> Pruned:
     Raises:
         PlanError: the plan does not fit the groups, or asks a consumer to absorb what it cannot.
     """
-    check({group.name: group for group in analysis.groups}, plan)
+    check(analysis, plan)
     kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
     if not kept:
         return Pruned(model=model, kept={})
+    kept = arranged(analysis.order, kept)
     clone = model.clone()
     shapes = dict(analysis.shapes)
     _compensate(clone, analysis, plan, kept, shapes)
@@ -74,6 +79,9 @@ def slice_constants(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
     """Take the kept indices of every initializer and Constant node of `model`, in place."""
     for name, value in constants(model).items():
         rank = len(tensor_of(value).shape)
+        if any(Axis(name, *pair) in kept for pair in itertools.permutations(range(rank), 2)):
+            set_constant(value, take(name, tensor_of(value).numpy(), kept))
+            continue
         axes = {position: Axis(name, position) for position in range(rank)}
         here = {position: kept[axis] for position, axis in axes.items() if axis in kept}
         if here:
@@ -82,11 +90,23 @@ def slice_constants(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
 
 def take(name: str, array: Array, kept: Mapping[Axis, Index]) -> Array:
     """`array`, the value `name`, with the kept indices of its resized axes; itself if none is."""
+    for position, by in itertools.permutations(range(array.ndim), 2):
+        rows = kept.get(Axis(name, position, by))
+        if rows is not None:
+            array = _take_by_block(array, position, by, rows)
     for position in range(array.ndim):
         indices = kept.get(Axis(name, position))
         if indices is not None:
             array = np.take(array, indices, axis=position)
     return array
+
+
+def _take_by_block(array: Array, position: int, by: int, rows: Index) -> Array:
+    """Of block b of axis `by`, the indices rows[b] of axis `position`; rows: (blocks, K)."""
+    front = np.moveaxis(array, (by, position), (0, 1))
+    blocks = np.split(front, len(rows))
+    taken = [np.take(block, kept, axis=1) for block, kept in zip(blocks, rows, strict=True)]
+    return np.ascontiguousarray(np.moveaxis(np.concatenate(taken), (0, 1), (by, position)))
 
 
 def _resize(

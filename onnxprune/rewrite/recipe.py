@@ -101,9 +101,19 @@ def record(
         unnamed: initializers whose names another checkpoint need not have (`rewrite.untie`).
     """
     values = constants(model)
-    named = {axis: index for axis, index in kept.items() if axis.value in values.keys() - unnamed}
+    known = values.keys() - unnamed
+    named = {
+        axis: np.sort(index)
+        for axis, index in kept.items()
+        if axis.value in known and axis.by < 0 and not _is_whole(values[axis.value], axis, index)
+    }
     shapes = {axis.value: _sizes(values[axis.value]) for axis in named}
     return Round(shapes=shapes, kept=named, folds=plan.folds, merges=plan.merges)
+
+
+def _is_whole(value: ir.Value, axis: Axis, index: Index) -> bool:
+    """Whether an axis lost nothing, and at most changed its order."""
+    return len(index) == _sizes(value)[axis.position]
 
 
 def replay(model: ir.Model, analysis: Analysis, done: Round, *, source: str) -> Plan:
@@ -161,7 +171,7 @@ def _mask(group: Group, done: Round, source: str) -> Mask:
 def _check_complete(analysis: Analysis, keep: Mapping[str, Mask], done: Round, source: str) -> None:
     """The plan must remove just what the recipe removes, from the initializers it names."""
     planned = kept_indices(analysis.groups, keep, analysis.shapes)
-    for axis in dict.fromkeys([*done.kept, *planned]):
+    for axis in dict.fromkeys([*done.kept, *(axis for axis in planned if axis.by < 0)]):
         recorded, now = done.kept.get(axis), planned.get(axis)
         if recorded is None and axis.value not in done.shapes:
             continue

@@ -49,7 +49,9 @@ def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
         substitute = _behind_padding(copy, by_key[consumer.node], absorbers[consumer], substitute)
         sizes = analysis.shapes[consumer.axis.value]
         shape = [1] * len(sizes)
-        shape[consumer.axis.position] = sizes[consumer.axis.position] or 0
+        for position in (consumer.axis.position, consumer.axis.by):
+            if position >= 0:
+                shape[position] = sizes[position] or 0
         tape = _Tape(copy, nodes[consumer.node], f"{consumer.node}/reference_{number}")
         dtype = types.get(consumer.axis.value, ir.DataType.FLOAT).numpy()
         _replace(tape, consumer, substitute, shape, dtype)
@@ -76,13 +78,17 @@ def _replace(
     shape: list[int],
     dtype: np.dtype[np.generic],
 ) -> None:
-    size = shape[consumer.axis.position]
+    size = int(np.prod(shape))
+    order = arange(size)
+    if consumer.axis.by > consumer.axis.position:  # numbered block by block
+        order = order.reshape(shape[consumer.axis.by], -1).T.reshape(-1)
     keep = np.ones(size, np.bool_)
     keep[substitute.removed] = False
     offset, scale, source = np.zeros(size), np.zeros(size), arange(size)
     offset[substitute.removed] = substitute.offset
     scale[substitute.removed] = substitute.scale
     source[substitute.removed] = substitute.source
+    keep, offset, scale = keep[order], offset[order], scale[order]
     data = tape.before.inputs[consumer.slot]
     fill = _zero_point(tape, consumer.slot)
     if fill is None:

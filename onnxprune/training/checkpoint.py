@@ -191,7 +191,7 @@ def read_checkpoint(folder: Path, first: Stage, config: RunConfig) -> Checkpoint
         document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         with np.load(folder / _ARRAYS, allow_pickle=False) as stored:
             arrays = [stored[f"a{number}"] for number in range(len(stored.files))]
-        stages = [_stage(folder, entry, arrays, config) for entry in document["stages"]]
+        stages = [_stage(folder, entry, arrays, config, first) for entry in document["stages"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, OnnxPruneError):
             raise
@@ -205,7 +205,9 @@ def read_checkpoint(folder: Path, first: Stage, config: RunConfig) -> Checkpoint
     return found
 
 
-def _stage(folder: Path, entry: Mapping[str, Any], arrays: list[Array], config: RunConfig) -> Stage:
+def _stage(
+    folder: Path, entry: Mapping[str, Any], arrays: list[Array], config: RunConfig, first: Stage
+) -> Stage:
     model = in_memory(load(folder / entry["file"]))
     start, count = entry["arrays"]
     decoded: tuple[Snapshot, Mapping[Axis, Index]]
@@ -217,10 +219,10 @@ def _stage(folder: Path, entry: Mapping[str, Any], arrays: list[Array], config: 
         held = {name: constant(values[name]) for name in known}
         return {n: np.array(held[n] if array is None else array) for n, array in known.items()}
 
+    analysis = removable(model, config, before=first.analysis)
     snapshot = replace(
         snapshot, parameters=filled(snapshot.parameters), state=filled(snapshot.state)
     )
-    analysis = removable(model, config)
     return Stage(model=model, analysis=analysis, snapshot=snapshot, origins=origins)
 
 

@@ -162,6 +162,7 @@ class RunConfig:
         checkpoint_every: when a checkpoint is written, as `parse_cadence` reads it.
         keep_checkpoints: how many are kept, at least 1.
         prune_interval: steps between removals; None leaves it to the method.
+        round_to: groups that lose units keep a multiple of this many, or fewer than this many.
     """
 
     method: str = "apoptosis"
@@ -200,6 +201,7 @@ class RunConfig:
     checkpoint_every: str = "2min"
     keep_checkpoints: int = 2
     prune_interval: int | None = None
+    round_to: int = 1
 
     def __post_init__(self) -> None:
         for name, choices in {**_CHOICES, "method": tuple(METHODS)}.items():
@@ -209,7 +211,15 @@ class RunConfig:
                     f"{option_name(name)} {value}: expected one of {', '.join(choices)}",
                     option=name,
                 )
-        for name in ("epochs", "batch_size", "accumulate", "threads", "patience", "prune_interval"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "threads",
+            "patience",
+            "prune_interval",
+            "round_to",
+        ):
             _check_number(name, getattr(self, name), low=1, integer=True)
         _check_number("seed", self.seed, low=0, integer=True)
         _check_number("momentum", self.momentum, low=0, below=1)

@@ -24,6 +24,7 @@ from onnxprune.base import Array
 from onnxprune.data import batches
 from onnxprune.errors import ConfigError, NonFiniteLossError
 from onnxprune.graph import cost
+from onnxprune.graph.balance import completed
 from onnxprune.methods import Pruner
 from onnxprune.reports import Evaluated, Event, Progress
 from onnxprune.training.checkpoint import Checkpoint
@@ -365,6 +366,8 @@ class Loop:
             sample=self._draw("probe", count),
         )
         self.state, plan = self.pruner.decide(self.state, now)
+        if plan is not None:
+            plan = completed(now.analysis, plan, round_to=problem.config.round_to)
         if plan is None or not plan.removed():
             return
         size = problem.batch_size if problem.static_batch else _VERIFIED

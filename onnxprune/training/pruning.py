@@ -81,9 +81,9 @@ class Stage:
         return written(self.model, averaged(self.snapshot))
 
 
-def removable(model: ir.Model, config: RunConfig) -> Analysis:
-    """The analysis without the groups that the user keeps."""
-    analysis = analyze(sized(model, config))
+def removable(model: ir.Model, config: RunConfig, *, before: Analysis | None = None) -> Analysis:
+    """The analysis without the groups that the user keeps; names are those of `before`."""
+    analysis = analyze(sized(model, config), before=before)
     if config.keep is None:
         return analysis
     pattern = re.compile(config.keep)
@@ -159,6 +159,7 @@ def moment(
         trivial=problem.trivial_loss,
         limit=limit,
         probe=probe,
+        round_to=problem.config.round_to,
     )
 
 
@@ -192,7 +193,7 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     model, kept = checked.pruned.model, checked.pruned.kept
     if not kept:
         return stage
-    analysis = removable(model, problem.config)
+    analysis = removable(model, problem.config, before=stage.analysis)
     values = constants(model)
     names = trained(
         model, analysis, train=problem.config.train_params, freeze=problem.config.freeze

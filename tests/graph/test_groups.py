@@ -192,16 +192,18 @@ def test_a_frozen_atom_leaves_the_other_to_carry() -> None:
 def partitioned(analysis: Analysis) -> None:
     """No index of any axis belongs to two units, and units of a group are alike."""
     seen: dict[object, list[int]] = {}
+    blocks: dict[object, int] = {}
     for group in analysis.groups:
         assert group.size >= 2
         for member in group.members:
             assert member.index.shape[0] == group.size
             seen.setdefault(member.axis, []).extend(member.index.reshape(-1).tolist())
+            blocks[member.axis] = member.blocks
     for axis, indices in seen.items():
         size = analysis.shapes[axis.value][axis.position]  # type: ignore[attr-defined]
         assert len(indices) == len(set(indices))
         assert size is not None
-        assert 0 <= min(indices) <= max(indices) < size
+        assert 0 <= min(indices) <= max(indices) < size * blocks[axis]
 
 
 @given(networks())

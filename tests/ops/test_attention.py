@@ -431,8 +431,11 @@ def test_a_scale_computed_from_the_head_size_stays() -> None:
         last=3,
     )
     analysis = analyze(network)
-    assert [group.size for group in analysis.groups] == [4, 4]
-    keep = {"q": np.array([True, False, False, True]), "v": np.array([True, True, False, True])}
+    assert [group.size for group in analysis.groups] == [12, 12]
+    keep = {
+        "q": np.array([1, 0, 0, 1] * 2 + [0, 1, 0, 1]) > 0,
+        "v": np.array([0, 1, 1, 0] * 2 + [1, 0, 0, 1]) > 0,
+    }
     agreeing_and_changed(network, analysis, Plan(keep=keep), feeds(network))
 
 

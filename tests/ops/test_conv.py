@@ -81,17 +81,32 @@ def test_a_depthwise_multiplier_ties_the_copies_of_a_channel() -> None:
     assert group["a[1]"] == group["d[0]"] == group["v[1]"] == [[0, 1], [2, 3], [4, 5]]
 
 
-def test_grouped_conv_removes_whole_groups_by_default() -> None:
-    network = model("""(float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y)
-    <float[4, 3, 1, 1] w, float[6, 2, 1, 1] g, float[2, 6, 1, 1] v> {
-        h = Conv(x, w)
-        a = Conv<group = 2>(h, g)
-        y = Conv(a, v)
-    }""")
+GROUPED = """(float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y)
+<float[{c}, 3, 1, 1] w, float[{o}, 2, 1, 1] g, float[2, {o}, 1, 1] v> {{
+    h = Conv(x, w)
+    a = Conv<group = {groups}>(h, g)
+    y = Conv(a, v)
+}}"""
+
+
+def test_many_small_groups_go_whole() -> None:
+    network = model(GROUPED.format(c=8, o=8, groups=4))
     (group,) = group_members(network)
-    assert group["w[0]"] == group["h[1]"] == [[0, 1], [2, 3]]
-    assert group["g[0]"] == group["a[1]"] == [[0, 1, 2], [3, 4, 5]]
+    assert group["w[0]"] == group["h[1]"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert group["g[0]"] == group["a[1]"] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert "g[1]" not in group
+
+
+def test_few_large_groups_lose_equally_many_channels() -> None:
+    network = model(GROUPED.format(c=4, o=6, groups=2))
+    first, second = group_members(network)
+    assert first["w[0]"] == first["h[1]"] == first["g[1 by 0]"] == rows(4)
+    assert second["g[0]"] == second["a[1]"] == rows(6)
+    found = [(b.sizes.tolist(), *b.block.items()) for b in analyze(network).balances]
+    assert [(sizes, name, block.tolist()) for sizes, (name, block) in found] == [
+        ([2, 2], "w", [0, 0, 1, 1]),
+        ([3, 3], "g", [0, 0, 0, 1, 1, 1]),
+    ]
 
 
 def test_depthwise_and_grouped_conv_absorb_nothing() -> None:
