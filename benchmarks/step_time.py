@@ -177,12 +177,22 @@ def _race(workers: dict[str, step_workers.Worker]) -> tuple[Found, list[str]]:
 
 
 def _judge(found: Found) -> list[str]:
-    """Whether all variants computed the same."""
-    if "onnxprune" not in found or "contiguous" not in found:
+    """Whether all variants computed the same.
+
+    Deep networks with kinks spread rounding: PyTorch's two layouts are 2e-3 apart in the second loss
+    of a MobileNetV2. So ours may be as far from one of its variants as three times these are apart.
+    """
+    others = [found[key][2] for key in VARIANTS if key in found]
+    if "onnxprune" not in found or not others:
         return []
-    pairs = zip(found["onnxprune"][2], found["contiguous"][2], strict=True)
-    apart = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
-    return [] if apart <= TOLERANCE else [f"LOSSES DIFFER by {apart:.1e}"]
+    apart = max(_distances(found["onnxprune"][2], others[0]))
+    spread = max(max(_distances(one, two)) for one in others for two in others)
+    allowed = max(TOLERANCE, 3 * spread)
+    return [] if apart <= allowed else [f"LOSSES DIFFER by {apart:.1e}, allowed {allowed:.1e}"]
+
+
+def _distances(ours: list[float], theirs: list[float]) -> list[float]:
+    return [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True)]
 
 
 def _ratio(found: Found, place: int) -> float:

@@ -183,6 +183,9 @@ def export(name: str, size: int, folder: Path) -> None:
     """Write the network, its weights and one batch."""
     torch.manual_seed(0)
     network = MODELS[name][0]().train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # channels of zeros would lie on the ReLU's kink
+            nn.init.uniform_(module.bias, -0.5, 0.5)
     torch.save(network.state_dict(), folder / "weights.pt")
     x, y = batch(name, size)
     np.savez(folder / "data.npz", x=x, y=y)
