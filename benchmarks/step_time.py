@@ -179,8 +179,8 @@ def _race(workers: dict[str, step_workers.Worker]) -> tuple[Found, list[str]]:
 def _judge(found: Found) -> list[str]:
     """Whether all variants computed the same.
 
-    Deep networks with kinks spread rounding: PyTorch's two layouts are 2e-3 apart in the second loss
-    of a MobileNetV2. So ours may be as far from one of its variants as three times these are apart.
+    Deep networks spread rounding: PyTorch's two layouts are 2e-3 apart in the second loss
+    of a MobileNetV2. So ours may be three times as far from one of its variants as these are apart.
     """
     others = [found[key][2] for key in VARIANTS if key in found]
     if "onnxprune" not in found or not others:
