@@ -2,8 +2,8 @@
 
 Its CPU kernels treat (960, 160, 1, 1) * () as 153,600 products of one number each, as the last axis
 decides how long a run of elements is. With a factor of shape (1, 1, 1, 1) the trailing axes are
-skipped, and it is one run. The update of a MobileNetV2 (2.3 M parameters, momentum, one thread) took
-90 to 157 ms with the former and 12 to 37, once 3.5, with the latter, both on a busy machine.
+skipped, and it is one run. The update of a MobileNetV2 (2.3 M parameters, momentum, one thread)
+took 90 to 157 ms with the former and 12 to 37, once 3.5, with the latter, on a busy machine.
 """
 
 from __future__ import annotations
