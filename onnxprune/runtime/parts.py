@@ -41,15 +41,18 @@ def run_in_parts(
     last |= {value.name or "": len(nodes) for value in model.graph.outputs}
     known: dict[str, Array] = dict(feeds)
     for start, stop in _stretches(reads, part):
-        stretch = _cut(model, start, stop, known, last)
-        runner = Runner(stretch, device=device or Device(), optimize=False)
-        known |= runner.run(known)
+        # No session outlives its line: two of them would hold two stretches.
+        known |= _run(_cut(model, start, stop, known, last), known, device or Device())
         known = {name: array for name, array in known.items() if last.get(name, -1) >= stop}
     for value in model.graph.outputs:  # those that are constants
         array = constant(value) if value.name not in known else None
         if array is not None and value.name:
             known[value.name] = array
     return {value.name: known[value.name] for value in model.graph.outputs if value.name}
+
+
+def _run(stretch: ir.Model, feeds: Mapping[str, Array], device: Device) -> dict[str, Array]:
+    return Runner(stretch, device=device, optimize=False).run(feeds)
 
 
 def _read(node: ir.Node) -> Iterator[ir.Value]:
