@@ -20,6 +20,8 @@ import onnx
 import onnxsim
 from ratios import parameters, search
 
+_ATTEMPTS = 6  # ratios, by each implementation
+
 
 def pruner(*, compiled: bool) -> Callable[[onnx.ModelProto, float], onnx.ModelProto]:
     """Heads and channels, by one of the two implementations."""
@@ -49,9 +51,9 @@ def main() -> None:
             print(json.dumps({"ratio": ratio, "seconds": time.perf_counter() - start}), flush=True)
         return left
 
-    search(lambda ratio: attempt(pruner(compiled=True), ratio), target)
+    search(lambda ratio: attempt(pruner(compiled=True), ratio), target, _ATTEMPTS)
     if state["best"] > target + 0.05:
-        search(lambda ratio: attempt(pruner(compiled=False), ratio), target)
+        search(lambda ratio: attempt(pruner(compiled=False), ratio), target, _ATTEMPTS)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ _LIBRARY = declare()  # the declarations last as long as this does
 import onnx2torch  # noqa: E402  (needs the declarations)
 import torch_pruning  # noqa: E402
 
+_ATTEMPTS = 4  # ratios
+
 
 def main() -> None:
     """Prune the file that the command line names."""
@@ -61,7 +63,7 @@ def main() -> None:
             print(json.dumps({"ratio": ratio, "seconds": time.perf_counter() - start}), flush=True)
         return left
 
-    search(attempt, target)
+    search(attempt, target, _ATTEMPTS)
     stage("done")
 
 

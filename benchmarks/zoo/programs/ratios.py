@@ -30,7 +30,7 @@ def parameters(model: onnx.ModelProto) -> int:
     return sum(math.prod(t.dims) for t in constants if t.dims and t.data_type in _FLOATS)
 
 
-def search(left: Callable[[float], float], target: float, attempts: int = 3) -> None:
+def search(left: Callable[[float], float], target: float, attempts: int) -> None:
     """Call `left(ratio)`, which gives the share that remains, for ratios that come closer.
 
     The first guess is that parameters go with the square of the channels.
@@ -39,7 +39,7 @@ def search(left: Callable[[float], float], target: float, attempts: int = 3) -> 
     ratio = 1 - math.sqrt(target)
     for _ in range(attempts):
         found = left(ratio)
-        if abs(found - target) < 0.02:
+        if abs(found - target) < 0.01:
             return
         low, high = (ratio, high) if found > target else (low, ratio)
         ratio = (low + high) / 2
