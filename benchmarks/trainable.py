@@ -34,7 +34,14 @@ from onnxprune.data.synthetic import synthetic
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
-from onnxprune.model import constant, constants, model_input, save, trainable_dtype
+from onnxprune.model import (
+    constant,
+    constants,
+    list_initializers,
+    model_input,
+    save,
+    trainable_dtype,
+)
 from onnxprune.runtime.session import Runner
 from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.loss_nodes import attach
@@ -210,6 +217,7 @@ def fill(model: ir.Model) -> None:
         value.replace_all_uses_with(made)
         model.graph.remove(node, safe=True)
         model.graph.register_initializer(made)
+    list_initializers(model)
 
 
 def inputs(model: ir.Model, file: Path) -> dict[str, Array]:

@@ -311,7 +311,7 @@ def convert_opset(model: ir.Model, version: int) -> ir.Model:
     """
     try:
         proto = version_converter.convert_version(ir.to_proto(model), version)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
         raise ModelError(
             f"opset {opset(model)} cannot be converted to {version}: {_first_line(error)}",
             version=version,

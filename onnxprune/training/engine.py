@@ -7,7 +7,6 @@ to carry none (into running statistics, say), make it fail with the name of a pa
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
@@ -21,20 +20,6 @@ __all__ = ["BOX", "DOMAIN", "SUFFIX", "attempt", "define"]
 SUFFIX = "_grad"  # the engine's name for the gradient of a value
 DOMAIN, BOX = "org.pytorch.aten", "ATen"  # an operator whose gradient can be defined by name
 _MISSING = re.compile(r"builder has not been registered: (\w+) for node (\S*)")
-
-
-class _Name(str):
-    """A name whose place in a set does not depend on the process.
-
-    The engine takes sets, and the order of what it writes follows theirs.
-    """
-
-    __slots__ = ()
-
-    def __hash__(self) -> int:
-        return zlib.crc32(self.encode())
-
-    __eq__ = str.__eq__
 
 
 def attempt(
@@ -75,7 +60,7 @@ def _build(model: ir.Model, loss: str, parameters: Sequence[str]) -> ir.Model:
     onnxruntime.set_default_logger_severity(4)  # else every graph transformer logs a line
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    names = {_Name(name) for name in parameters}
+    names = set(parameters)
     with serialize(model) as source:
         if not isinstance(source, bytes):
             raise TrainingError(
@@ -83,7 +68,7 @@ def _build(model: ir.Model, loss: str, parameters: Sequence[str]) -> ir.Model:
             )
         try:
             forward = engine.get_optimized_model(source, names, options)
-            builder = engine.GradientGraphBuilder(forward, {_Name(loss)}, names, loss, options)
+            builder = engine.GradientGraphBuilder(forward, {loss}, names, loss, options)
             builder.build()
             return parse(builder.get_model())
         except engine_failures() as error:

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import pytest
 
-from onnxprune.errors import InvalidModelError
-from onnxprune.model import load, shape_of
+from onnxprune.errors import InvalidModelError, ModelError
+from onnxprune.model import convert_opset, load, shape_of
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 graph (float[N, 3] x) => (float[N, 3] y) { a = Relu(x) b = Neg(a) y = Exp(b) }"""
@@ -45,3 +46,12 @@ def test_a_size_of_minus_one_is_an_open_one(tmp_path: Path) -> None:
     network = load(file)
     assert [shape_of(value) for value in network.graph.inputs] == [(None, 3)]
     assert [shape_of(value) for value in network.graph.outputs] == [(None, 3)]
+
+
+def test_a_conversion_that_the_converter_refuses_is_an_error_of_the_model() -> None:
+    network = ir.from_onnx_text("""<ir_version: 3, opset_import: ["":9]>
+    g (float[N,2] x) => (float[N,2] y) <float[2] w = {1,2}> { y = Add(x, w) }""")
+    for value in [value for value in network.graph.inputs if value.name == "w"]:
+        network.graph.inputs.remove(value)
+    with pytest.raises(ModelError, match="opset 9 cannot be converted to 17"):
+        convert_opset(network, 17)
