@@ -27,7 +27,7 @@ from onnxprune_models import path
 from rows import Row, run, table
 
 from onnxprune.model import load, save
-from onnxprune.reports import Evaluated, Progress, Pruned, read_records
+from onnxprune.reports import Evaluated, Finished, Progress, Pruned, RunDirectory, read_records
 
 KILLS = 20
 TRAIN = "import sys; from onnxprune_cli.main import main; main(sys.argv[1:])"
@@ -59,12 +59,10 @@ def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(line, stdout=subprocess.DEVNULL)
 
 
-def finished(*arguments: str | Path) -> float:
-    """Train to the end; seconds that took."""
-    began = time.monotonic()
+def finished(*arguments: str | Path) -> None:
+    """Train to the end."""
     if started(*arguments).wait():
         raise SystemExit(f"the training failed: {arguments}")
-    return time.monotonic() - began
 
 
 def timeless(value: Any) -> Any:
@@ -89,19 +87,22 @@ def phase(folder: Path) -> str:
     return kinds.get(type(last), "before the first step")  # type: ignore[call-overload, no-any-return]
 
 
-def killed(number: int, place: Path, whole: float) -> dict[str, Any]:
+def killed(number: int, place: Path) -> dict[str, Any]:
     """One kill, its resumption, and whether anything came out differently."""
     folder, output = place / f"run{number}", place / f"out{number}.onnx"
     process = started(place / "model.onnx", *OPTIONS, "-o", output, "--run-dir", folder)
-    while not (folder / "run.json").exists():
-        time.sleep(0.005)
-    moment = random.Random(number).uniform(0, 0.8 * whole)
-    time.sleep(moment)
-    ended = process.poll() is not None
+    chance = random.Random(number)
+    share, delay = chance.uniform(0.05, 0.95), chance.uniform(0.0, 0.3)
+    lines = (place / "whole" / "records.jsonl").read_bytes().splitlines(keepends=True)
+    length = share * sum(map(len, lines[:-1]))  # the last one says that the run is over
+    while process.poll() is None and RunDirectory(folder).length < length:
+        time.sleep(0.002)
+    time.sleep(delay)  # anywhere between two records
     process.send_signal(signal.SIGKILL)
     process.wait()
+    ended = isinstance(read_records(folder)[-1], Finished)
     found = {
-        "after_s": round(moment, 2),
+        "share": round(share, 2),
         "phase": "ended before" if ended else phase(folder),
         "epochs": sum(isinstance(event, Evaluated) for event in read_records(folder)),
         "checkpoints": len(list((folder / "checkpoints").glob("step-*"))),
@@ -120,19 +121,18 @@ def main() -> None:
     """Run what is missing, and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        seconds: list[float] = []
 
         def row(number: int) -> Mapping[str, Any]:
-            if not seconds:
+            if not (place / "whole.onnx").exists():
                 with_dropout(place / "model.onnx")
                 arguments = ("-o", place / "whole.onnx", "--run-dir", place / "whole")
-                seconds.append(finished(place / "model.onnx", *OPTIONS, *arguments))
-            return killed(number, place, seconds[0])
+                finished(place / "model.onnx", *OPTIONS, *arguments)
+            return killed(number, place)
 
         rows: dict[str, Row] = {f"kill {n}": (lambda n=n: row(n)) for n in range(1, KILLS + 1)}  # type: ignore[misc]
         found = run("kills", rows)
-    shown = ("row", "after_s", "phase", "epochs", "file_equal", "records_equal")
-    head = ("kill", "after, s", "while", "epochs done", "file equal", "records equal")
+    shown = ("row", "share", "phase", "epochs", "file_equal", "records_equal")
+    head = ("kill", "of the run", "while", "epochs done", "file equal", "records equal")
     print(table(head, [[line[name] for name in shown] for line in found]))
 
 
