@@ -15,6 +15,7 @@ from onnxprune.data import LAYOUTS
 from onnxprune.methods.allocation import ALLOCATIONS
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.oneshot.config import VERIFICATIONS, PruneConfig
+from onnxprune.rewrite.residual import RESIDUALS
 from onnxprune.training.config import PROVIDERS
 
 from . import _render
@@ -49,6 +50,11 @@ _OPTIONS = (
     ),
     _option("allocation", type=tuple(ALLOCATIONS), help="How groups share the removals."),
     _option("round_to", type=int, help="Keep a multiple of this many units per group."),
+    _option(
+        "residual",
+        type=RESIDUALS,
+        help="Whether shortcuts lose the same channels as their blocks; decouple: where faster.",
+    ),
     _option("keep", metavar="REGEX", help="Remove nothing from these groups."),
     _option("only", metavar="REGEX", help="Remove nothing from all other groups."),
     click.option(

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from onnxprune.data import EMBEDDED, LAYOUTS
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
+from onnxprune.rewrite.residual import RESIDUALS
 from onnxprune.training.config import (
     BATCH_NORM,
     CHECKS,
@@ -60,6 +61,11 @@ _MAIN = (
     _option("keep", metavar="REGEX", help="Remove nothing from these groups."),
     _option("prune_interval", type=int, help="Steps between removals.  [default: the method's]"),
     _option("round_to", type=int, help="Keep a multiple of this many units per group, or fewer."),
+    _option(
+        "residual",
+        type=RESIDUALS,
+        help="Whether shortcuts lose the same channels as their blocks; decouple: where faster.",
+    ),
     _option("patience", type=int, help="Stop after so many epochs without improvement."),
 )
 _OPTIMIZATION = (

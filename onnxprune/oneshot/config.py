@@ -9,6 +9,7 @@ from onnxprune.data import LAYOUTS
 from onnxprune.errors import ConfigError
 from onnxprune.methods.allocation import ALLOCATIONS
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
+from onnxprune.rewrite.residual import RESIDUALS
 from onnxprune.training.config import PROVIDERS, Target, check_pattern, parse_target
 
 __all__ = ["VERIFICATIONS", "PruneConfig"]
@@ -30,6 +31,8 @@ class PruneConfig:
             magnitude without.
         allocation: a name in `ALLOCATIONS`, for a target.
         round_to: groups that lose units keep a multiple of this many.
+        residual: one of `rewrite.residual.RESIDUALS`: whether what shortcuts pass on may lose other
+            channels than the blocks they pass; "decouple" only where the result is faster by it.
         keep: regular expression searched in group names; these groups lose no unit.
         only: regular expression searched in group names; all other groups lose no unit.
         compensate: with data, let the consumers of removed units take over their means.
@@ -49,6 +52,7 @@ class PruneConfig:
     importance: str | None = None
     allocation: str = "uniform"
     round_to: int = 1
+    residual: str = "coupled"
     keep: str | None = None
     only: str | None = None
     compensate: bool = True
@@ -82,6 +86,7 @@ class PruneConfig:
             "allocation": (self.allocation, ALLOCATIONS),
             "layout": (self.layout, LAYOUTS),
             "verify": (self.verify, VERIFICATIONS),
+            "residual": (self.residual, RESIDUALS),
             "provider": (self.provider, PROVIDERS),
         }
         for name, (value, allowed) in choices.items():

@@ -40,6 +40,7 @@ from onnxprune.oneshot.verification import Verification, verification
 from onnxprune.reports import Event, Report, Size
 from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.recipe import METADATA, Recipe
+from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.verify import compare
@@ -133,7 +134,7 @@ def _prune(
         verified=checks.how,
         unnamed=_unnamed(inlined, graph),
     )
-    removal = _removed(graph, analysis, recipe, job)
+    removal = _chosen(graph, analysis, recipe, job)
     result = _result(graph, analysis, removal, job)
     _refuse(result, config)
     if on_event is not None:
@@ -180,6 +181,34 @@ def _unnamed(before: ir.Model, after: ir.Model) -> frozenset[str]:
         for name, value in new.items()
         if name not in old or len(old[name].uses()) != len(value.uses())
     )
+
+
+def _chosen(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Job) -> Removal:
+    """The removal with shortcuts as the configuration asks for: coupled, or the faster one."""
+    residual = job.config.residual
+    if residual == "coupled":
+        return _removed(model, analysis, recipe, job)
+    loose, names = decoupled(model, candidates(model, replace(job.config, keep=None, only=None)))
+    coupled = None
+    if not names or (residual == "decouple" and recipe is None):
+        coupled = _removed(model, analysis, recipe, job)
+        reason = "the model has no shortcuts" if not names else "no runtime to measure with"
+        if not names or job.runtime is None:
+            note = f"shortcuts stay coupled: {reason}"
+            return replace(coupled, notes=(*coupled.notes, note))
+    other = _removed(
+        loose, candidates(loose, job.config), recipe, replace(job, unnamed=job.unnamed | names)
+    )
+    smaller = settled(other.model, names)
+    analyzed = candidates(smaller, replace(job.config, keep=None, only=None))
+    other = replace(other, model=smaller, analysis=analyzed)
+    if coupled is None:
+        note = f"{len(names)} shortcuts decoupled"
+        return replace(other, notes=(*other.notes, note))
+    both = [coupled.model, other.model]
+    wins, note = faster(*latencies(both, job.examples.first, device=job.runtime))
+    taken = other if wins else coupled
+    return replace(taken, notes=(*taken.notes, note))
 
 
 def _removed(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Job) -> Removal:

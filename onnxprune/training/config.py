@@ -18,6 +18,7 @@ from typing import Any
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
 from onnxprune.model import external_files
+from onnxprune.rewrite.residual import RESIDUALS, SHORTCUT
 from onnxprune.training.cadence import parse_cadence
 from onnxprune.training.loss_spec import Loss, parse_loss
 
@@ -49,6 +50,7 @@ _CHOICES = {
     "batch_norm": BATCH_NORM,
     "provider": PROVIDERS,
     "check": CHECKS,
+    "residual": RESIDUALS,
     "layout": ("auto", "nchw", "nhwc", "none"),
 }
 _TARGET = re.compile(r"(params|macs)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[kKMGB]?)")
@@ -163,6 +165,8 @@ class RunConfig:
         keep_checkpoints: how many are kept, at least 1.
         prune_interval: steps between removals; None leaves it to the method.
         round_to: groups that lose units keep a multiple of this many, or fewer than this many.
+        residual: one of `rewrite.residual.RESIDUALS`: whether what shortcuts pass on may lose other
+            channels than the blocks they pass; "decouple" only where models get faster by it.
     """
 
     method: str = "apoptosis"
@@ -202,6 +206,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     prune_interval: int | None = None
     round_to: int = 1
+    residual: str = "coupled"
 
     def __post_init__(self) -> None:
         for name, choices in {**_CHOICES, "method": tuple(METHODS)}.items():
@@ -252,6 +257,13 @@ class RunConfig:
     def rate(self) -> float:
         """The learning rate that is used."""
         return OPTIMIZERS[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def frozen(self) -> str | None:
+        """The pattern of constants that are not trained."""
+        if self.residual == "coupled":
+            return self.freeze
+        return SHORTCUT if self.freeze is None else f"(?:{self.freeze})|{SHORTCUT}"
 
     @property
     def goal(self) -> Target | None:

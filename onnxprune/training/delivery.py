@@ -22,6 +22,7 @@ from onnxprune.reports import (
     RunDirectory,
     Size,
 )
+from onnxprune.rewrite.residual import settled
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner, is_newer, lowered_note
 from onnxprune.runtime.single import is_single, saturates
@@ -30,7 +31,7 @@ from onnxprune.training.evaluation import model_metrics
 from onnxprune.training.loop import Outcome
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem
-from onnxprune.training.pruning import Stage, inputs_of, size
+from onnxprune.training.pruning import Stage, inputs_of, removable, size
 from onnxprune.training.resuming import Request
 
 __all__ = ["deliver", "metrics_of"]
@@ -63,7 +64,7 @@ def deliver(
         ModelError: the result cannot be written.
         InvariantError: the file computes something else.
     """
-    result = outcome.stage.result()
+    result = settled(outcome.stage.result(), problem.shortcuts)
     _save(result, target, directory)
     _check_file(problem, result, target, outcome)
     notes = (
@@ -132,9 +133,12 @@ def _report(
     directory: RunDirectory,
     notes: tuple[str, ...],
 ) -> Report:
-    models = (problem.model, result)
+    given = settled(problem.model, problem.shortcuts)
+    models = (given, result)
     times = latencies(models, _some_inputs(problem), device=problem.device)
     analyses = (stage.analysis, outcome.stage.analysis)
+    if problem.shortcuts:
+        analyses = (removable(given, problem.config), removable(result, problem.config))
     files = (stored_size(path), stored_size(target))
     sizes = [
         Size(
@@ -149,8 +153,9 @@ def _report(
     goal = problem.config.goal
     achieved = reached = None
     if goal is not None:
-        before = size(goal.kind, problem.model, stage.analysis)
-        left = size(goal.kind, result, outcome.stage.analysis)
+        before, left = (
+            size(goal.kind, each, analysis) for each, analysis in zip(models, analyses, strict=True)
+        )
         achieved, reached = left / before, left <= goal.limit(before)
     return Report(
         model=os.fspath(path),

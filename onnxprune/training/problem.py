@@ -58,6 +58,7 @@ class Problem:
             static.
         static_batch: whether every batch must have that size.
         notes: decisions the user should know about.
+        shortcuts: names of the matrices that decouple shortcuts (`rewrite.residual`).
     """
 
     model: ir.Model
@@ -73,6 +74,7 @@ class Problem:
     static_batch: bool
     device: Device
     notes: tuple[str, ...]
+    shortcuts: frozenset[str] = frozenset()
 
     @property
     def objective(self) -> Objective:

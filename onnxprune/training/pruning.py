@@ -196,7 +196,7 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     analysis = removable(model, problem.config, before=stage.analysis)
     values = constants(model)
     names = trained(
-        model, analysis, train=problem.config.train_params, freeze=problem.config.freeze
+        model, analysis, train=problem.config.train_params, freeze=problem.config.frozen
     ).parameters
     before = set(constants(stage.model))
     trained_before = set(stage.snapshot.parameters)

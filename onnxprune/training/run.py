@@ -41,6 +41,7 @@ from onnxprune.training.problem import Problem, pose
 from onnxprune.training.pruning import Stage, removable
 from onnxprune.training.resuming import Request, check_same, describe, reopened
 from onnxprune.training.rounds import begin
+from onnxprune.training.shortcuts import with_shortcuts
 
 __all__ = ["train"]
 
@@ -102,6 +103,8 @@ def _carried_out(
     problem = pose(
         request.model, request.data, validation=request.validation, config=request.config
     )
+    problem = with_shortcuts(problem)
+    request = replace(request, config=problem.config)
     stage = _first_stage(problem)
     checkpoint = None
     if request.directory is not None:
@@ -155,7 +158,7 @@ def _first_stage(problem: Problem) -> Stage:
     config = problem.config
     analysis = removable(problem.model, config)
     names = trained(
-        problem.model, analysis, train=config.train_params, freeze=config.freeze
+        problem.model, analysis, train=config.train_params, freeze=config.frozen
     ).parameters
     snapshot = begin(problem, problem.model, names)
     return Stage(model=problem.model, analysis=analysis, snapshot=snapshot)

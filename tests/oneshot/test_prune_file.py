@@ -29,6 +29,11 @@ from onnxprune.runtime.verify import compare
 
 Prune = Callable[..., Any]
 
+RESIDUAL = """(float[N, 2, 8, 8] image) => (float[N, 4] scores)
+<float[8, 2, 3, 3] a, float[8, 8, 3, 3] b, float[8, 8, 3, 3] c, float[8, 4] u>
+{ p = Conv<pads = [1, 1, 1, 1]>(image, a) q = Conv<pads = [1, 1, 1, 1]>(p, b) s = Add(q, p)
+  r = Conv<pads = [1, 1, 1, 1]>(s, c) t = Add(r, s) g = GlobalAveragePool(t)
+  f = Flatten(g) scores = MatMul(f, u) }"""
 CONVNET = """(float[N, 2, 8, 8] image) => (float[N, 4] scores)
 <float[8, 2, 3, 3] w, float[8] b, float[12, 8, 3, 3] v, float[12] s, float[12] t, float[12] m,
  float[12] var, float[12, 4] u>
@@ -426,3 +431,31 @@ def test_integer_weights_are_scored_through_scale_and_zero_point(
     assert report.reached
     left = array(smaller, "w").astype(np.int64) - zero
     assert left[0].tolist() == [7, 6, 5, 4, 3]
+
+
+@pytest.mark.ort
+def test_decoupled_shortcuts_are_written_as_index_operators(prune: Prune, tmp_path: Path) -> None:
+    options = {"target": "params=50%", "output": tmp_path / "small.onnx"}
+    graph, report = prune(model(RESIDUAL), residual="decouple-always", **options)
+    assert report.reached
+    assert "2 shortcuts decoupled" in report.notes
+    assert not [name for name in graph.graph.initializers if name.endswith("identity")]
+    widths = {name: array(graph, name).shape[0] for name in ("a", "b", "c")}
+    recipe = tmp_path / "small.onnx.recipe.json"
+    assert "identity" not in recipe.read_text()
+    again, _ = prune(
+        model(RESIDUAL, seed=1),
+        recipe=str(recipe),
+        residual="decouple-always",
+        output=tmp_path / "again.onnx",
+    )
+    assert {name: array(again, name).shape[0] for name in ("a", "b", "c")} == widths
+
+
+@pytest.mark.ort
+def test_the_faster_form_is_kept_and_named(prune: Prune) -> None:
+    _, report = prune(model(RESIDUAL), target="params=50%", residual="decouple")
+    (note,) = [note for note in report.notes if "ms decoupled against" in note]
+    assert note.startswith(("shortcuts are decoupled", "shortcuts stay coupled"))
+    _, report = prune(model(CONVNET), target="params=50%", residual="decouple")
+    assert "shortcuts stay coupled: the model has no shortcuts" in report.notes

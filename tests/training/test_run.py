@@ -201,3 +201,29 @@ def test_the_records_tell_the_run(train: Train, tmp_path: Path) -> None:
     assert sum(event.exact for event in pruned) == result.report.exact
     assert all(event.error <= event.tolerance for event in pruned)
     assert result.of(Progress)[-1].step == result.report.steps
+
+
+def test_decoupled_shortcuts_are_not_trained_and_not_written(train: Train) -> None:
+    source = path("digits_resnet")
+    result = train(
+        source, target="params=60%", epochs=1, prune_interval=8, residual="decouple-always"
+    )
+    assert any("shortcuts decoupled" in note for note in result.report.notes)
+    found = load(result.output)
+    assert result.report.before.parameters == cost.parameters(load(source))
+    assert result.report.after.parameters == cost.parameters(found)
+    for name in found.graph.initializers:  # a product that took something over may remain
+        if name.endswith("identity"):
+            assert not np.array_equal(array(found, name), np.eye(*array(found, name).shape[:2]))
+
+
+@pytest.mark.parametrize("number", [4, 8])
+def test_groups_keep_multiples_or_fewer(train: Train, number: int) -> None:
+    source = path("digits_lenet")
+    result = train(source, target="params=50%", epochs=1, prune_interval=8, round_to=number)
+    before, after = load(source), load(result.output)
+    sizes_after = {group.name: group.size for group in analyze(after).groups}
+    for group in analyze(before).groups:
+        left = sizes_after.get(group.name, 1)
+        assert left == group.size or left < number or left % number == 0
+    assert result.report.after.parameters < result.report.before.parameters
