@@ -10,7 +10,7 @@ import click
 
 from onnxprune.graph.shapes import parse_input_shape
 
-__all__ = ["analysis_options", "field_option", "numbers", "shapes", "share"]
+__all__ = ["analysis_options", "assignments", "field_option", "numbers", "shapes", "share"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -43,6 +43,17 @@ def share(_ctx: click.Context, _param: click.Parameter, value: str | None) -> fl
     except ValueError:
         raise click.BadParameter(f"{value!r}: expected a number such as 0.01 or 1%") from None
     return number / 100 if value.endswith("%") else number
+
+
+def assignments(
+    _ctx: click.Context, _param: click.Parameter, value: Sequence[str]
+) -> Mapping[str, str]:
+    """Read `name=value`, given any number of times."""
+    pairs = [text.partition("=") for text in value]
+    for name, sign, text in pairs:
+        if not (name and sign and text):
+            raise click.BadParameter(f"{name}{sign}{text!r}: expected NAME=VALUE such as k=160")
+    return {name.strip().replace("-", "_"): text.strip() for name, _, text in pairs}
 
 
 def field_option(config: type[Any]) -> Callable[..., Callable[..., Any]]:

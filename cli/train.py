@@ -23,13 +23,14 @@ from onnxprune.training.config import (
     OPTIMIZERS,
     PROVIDERS,
     SCHEDULES,
+    TARGET_SCHEDULES,
     RunConfig,
     output_path,
 )
 from onnxprune.training.loss_spec import KINDS
 
 from . import _render
-from ._types import analysis_options, field_option, numbers, share
+from ._types import analysis_options, assignments, field_option, numbers, share
 
 __all__ = ["train"]
 
@@ -46,11 +47,20 @@ _MAIN = (
         "[default: MODEL's name with .pruned.onnx, in this folder]",
     ),
     _option("method", type=tuple(METHODS), help="How units are chosen for removal."),
+    click.option(
+        "--set",
+        "method_options",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=assignments,
+        help="An option of the method; may be repeated.",
+    ),
     _option(
         "target",
         metavar="params=30%",
         help="What should remain; macs=50% and params=9k do as well.",
     ),
+    _option("target_schedule", type=TARGET_SCHEDULES, help="How removal proceeds to --target."),
     _option("epochs", type=int, help="Passes over the data."),
     _option(
         "max_drop",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from onnxprune.errors import ConfigError
 
-__all__ = ["Schedule", "constant", "cosine", "one_cycle", "step", "warmup"]
+__all__ = ["SPARSITY", "Schedule", "constant", "cosine", "one_cycle", "step", "warmup"]
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -73,6 +73,21 @@ def step(at: Sequence[int], *, factor: float = 0.1) -> Schedule:
 def warmup(schedule: Schedule, steps: int) -> Schedule:
     """`schedule`, with its first `steps` values scaled by (t + 1) / (steps + 1)."""
     return lambda t: schedule(t) * min(1.0, (t + 1) / (steps + 1))
+
+
+def _one_cycle_sparsity(t: float) -> float:
+    """Slow, then fast, then slow (Hubens et al. 2021, arXiv:2107.02086, alpha 14 and beta 5)."""
+    alpha, beta = 14.0, 5.0
+    return (1 + math.exp(beta - alpha)) / (1 + math.exp(beta - alpha * t)) if t > 0 else 0.0
+
+
+SPARSITY: Mapping[str, Callable[[float], float]] = {
+    "cubic": lambda t: 1 - (1 - t) ** 3,  # Zhu and Gupta 2017, arXiv:1710.01878, eq. 1
+    "linear": lambda t: t,
+    "one-cycle": _one_cycle_sparsity,
+    "one-shot": lambda t: 1.0 if t > 0 else 0.0,
+}
+"""Share of all removals that should be done, by the share t in [0, 1] of the time for them."""
 
 
 def _positive(name: str, value: int) -> None:

@@ -8,11 +8,17 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Floats, Observable, Observations, Plan
+from onnxprune.emit import Emitter
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
+from onnxprune.graph.parameters import trained
 from onnxprune.instrument.statistics import attach
-from onnxprune.methods import Limit, Moment
+from onnxprune.methods import Limit, Moment, Pruner
+from onnxprune.model import constant
 from onnxprune.runtime.session import Device, Runner
+from onnxprune.training.gradient import differentiate
+from onnxprune.training.influence import preactivations, with_products, with_top_k
+from onnxprune.training.lowering import lower
 
 DEVICE = Device(threads=1)
 
@@ -34,6 +40,36 @@ def observe(
     if not collector.names:
         return {}
     return collector.collect(Runner(instrumented, DEVICE).run(data, collector.names))
+
+
+def observe_training(
+    network: ir.Model, analysis: Analysis, data: Mapping[str, Array], pruner: Pruner
+) -> Observations:
+    """What a step of training on `data` shows a method; the loss is the mean square of the output.
+
+    Statistics of forward passes, products with gradients and counters of sparser back propagation.
+    """
+    output = network.graph.outputs[0].name or ""
+    copy = lower(network, [output], batch_norm="frozen").model
+    e = Emitter("objective", opset=17)
+    squares = e.op("Mul", copy.graph.outputs[0], copy.graph.outputs[0])
+    loss = e.op("ReduceMean", squares, keepdims=0, name="objective/loss")
+    loss.type, loss.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+    e.add_to(copy.graph)
+    copy.graph.outputs[:] = [loss]
+    sites = [c.axis for group in analysis.groups for c in group.consumers]
+    sites += [member.axis for group in analysis.groups for member in group.members]
+    names = [n for n in trained(network, analysis).parameters if n in copy.graph.initializers]
+    arrays = {n: constant(copy.graph.initializers[n]) for n in names}
+    ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
+    instrumented, collector = attach(copy, sites, pruner.requires, ranks)
+    graph = differentiate(instrumented, loss=loss.name or "", parameters=names)
+    graph, products = with_products(graph, sites, pruner.requires, ranks)
+    influence, layers = pruner.influence(network, analysis), preactivations(network, analysis)
+    graph, hits = with_top_k(graph, layers, influence, counted=True)
+    feeds = {**data, **{n: arrays[n] for n in graph.parameters}}
+    results = Runner(graph.model, DEVICE).run(feeds)
+    return collector.joined(products).joined(hits).collect(results)
 
 
 def value_of(network: ir.Model, name: str, data: Mapping[str, Array]) -> Floats:

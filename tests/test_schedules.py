@@ -7,7 +7,7 @@ import math
 import pytest
 
 from onnxprune.errors import ConfigError
-from onnxprune.schedules import constant, cosine, one_cycle, step, warmup
+from onnxprune.schedules import SPARSITY, constant, cosine, one_cycle, step, warmup
 
 
 def test_constant_is_one():
@@ -54,3 +54,17 @@ def test_no_steps_are_refused(make):
 def test_a_share_outside_its_range_is_refused():
     with pytest.raises(ConfigError, match="share"):
         one_cycle(10, warm=1.0)
+
+
+@pytest.mark.parametrize("name", SPARSITY)
+def test_sparsity_goes_from_nothing_to_everything_and_never_back(name):
+    values = [SPARSITY[name](t / 50) for t in range(51)]
+    assert values[0] == 0
+    assert values[-1] == pytest.approx(1, abs=1e-12)
+    assert values == sorted(values)
+
+
+def test_sparsity_against_the_formulas():
+    assert SPARSITY["cubic"](0.5) == pytest.approx(0.875)
+    assert SPARSITY["one-cycle"](5 / 14) == pytest.approx((1 + math.exp(-9)) / 2)
+    assert SPARSITY["one-shot"](0.01) == 1

@@ -1,11 +1,23 @@
 """Pruning methods: functions that return a `Pruner`, by name."""
 
-from collections.abc import Callable, Mapping
-
 from onnxprune.methods.apoptosis import apoptosis
-from onnxprune.methods.compose import Limit, Moment, Pruner
+from onnxprune.methods.catalog import METHODS, make
+from onnxprune.methods.compose import Course, Limit, Moment, Pruner
+from onnxprune.methods.demp import demp
+from onnxprune.methods.gradual import gradual, slimming
+from onnxprune.methods.mesimp import meprop, mesimp
 
-METHODS: Mapping[str, Callable[[], Pruner] | None] = {"apoptosis": apoptosis, "none": None}
-"""What `--method` takes; "none" trains without removing anything."""
-
-__all__ = ["METHODS", "Limit", "Moment", "Pruner", "apoptosis"]
+__all__ = [
+    "METHODS",
+    "Course",
+    "Limit",
+    "Moment",
+    "Pruner",
+    "apoptosis",
+    "demp",
+    "gradual",
+    "make",
+    "meprop",
+    "mesimp",
+    "slimming",
+]

@@ -46,7 +46,7 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.traces import trace
 from onnxprune.methods.candidates import Folding, Merging, foldings, mergings, readers
-from onnxprune.methods.compose import RECOVERY, Moment, Pruner
+from onnxprune.methods.compose import RECOVERY, Course, Moment, Pruner, counter
 
 __all__ = ["apoptosis"]
 
@@ -138,9 +138,9 @@ def apoptosis(
             is missed still (biases that took over constants count, too), those that it asks for.
     """
 
-    def init(analysis: Analysis, interval: int) -> State:
-        del analysis
-        return State(epsilon=epsilon, interval=interval, wait=interval, next=interval)
+    def init(_analysis: Analysis, course: Course) -> State:
+        every = course.interval
+        return State(epsilon=epsilon, interval=every, wait=every, next=every)
 
     def due(state: State, step: int) -> bool:
         return step >= state.next
@@ -152,8 +152,7 @@ def apoptosis(
         options = list(_options(state, moment))
         deadline = int(until * moment.steps)
         early = moment.step <= deadline
-        kind = "params" if moment.limit is None else moment.limit.kind
-        remaining = cost.Remaining(moment.model, moment.analysis, kind, round_to=moment.round_to)
+        remaining = counter(moment)
         reached = moment.limit is not None and remaining({}) <= moment.limit.final
         removed = _exact(options)
         if early and not reached and not risen:

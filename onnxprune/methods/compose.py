@@ -15,9 +15,21 @@ from typing import Any, NamedTuple, TypeAlias
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Observable, Observations, Plan
+from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
 
-__all__ = ["NOISE", "PENALTY", "RECOVERY", "Influence", "Limit", "Moment", "Pruner", "TopK"]
+__all__ = [
+    "NOISE",
+    "PENALTY",
+    "RECOVERY",
+    "Course",
+    "Influence",
+    "Limit",
+    "Moment",
+    "Pruner",
+    "TopK",
+    "counter",
+]
 
 State: TypeAlias = Any
 
@@ -26,6 +38,31 @@ NOISE = "noise"
 """The scalars of a method's influence: the weight of the penalty, the deviation of the noise."""
 
 RECOVERY = 0.5  # share of a run at its end that is left for recovery from removals with an error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How a run is laid out.
+
+    Attributes:
+        steps: optimizer steps in all.
+        epoch: steps per epoch.
+        interval: steps between decisions.
+    """
+
+    steps: int
+    epoch: int
+    interval: int
+
+    @property
+    def deadline(self) -> int:
+        """The step by which a target should be reached: what follows is left for recovery."""
+        return int((1 - RECOVERY) * self.steps)
+
+    def after(self, step: int) -> int:
+        """The step of the decision after one at `step`; never past the deadline or the end."""
+        marks = [mark for mark in (self.deadline, self.steps) if mark > step]
+        return min([step + self.interval, *marks])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +138,12 @@ class Influence:
     top_k: TopK | None = None
 
 
+def counter(moment: Moment) -> cost.Remaining:
+    """What counts what remains under masks, as the moment's limit does; parameters without one."""
+    kind = "params" if moment.limit is None else moment.limit.kind
+    return cost.Remaining(moment.model, moment.analysis, kind, round_to=moment.round_to)
+
+
 def _no_influence(_model: ir.Model, _analysis: Analysis) -> Influence:
     return Influence()
 
@@ -114,19 +157,19 @@ class Pruner(NamedTuple):
 
     Attributes:
         requires: what `observe` wants to see of the groups' consumers during training.
-        init: (analysis, steps between decisions) -> state.
+        init: (analysis, the run's course) -> state.
         observe: (state, observations of one step) -> state; cheap and pure.
-        decide: (state, moment) -> (state, plan or None); called when `due`, and after the last
-            step.
+        decide: (state, moment) -> (state, plan or None); called when `due`.
         due: (state, step) -> whether to call `decide` now.
         influence: (model, analysis) -> what to write into the graphs of the round that begins.
         scalars: (state, step) -> the numbers of that influence for this step.
         every: observe in every so many steps; None leaves it to the loop.
         rewinds: whether plans may ask for the weights of the run's start.
+        needs_target: whether it only knows what to remove when it is told how much.
     """
 
     requires: frozenset[Observable]
-    init: Callable[[Analysis, int], State]
+    init: Callable[[Analysis, Course], State]
     observe: Callable[[State, Observations], State]
     decide: Callable[[State, Moment], tuple[State, Plan | None]]
     due: Callable[[State, int], bool]
@@ -134,3 +177,4 @@ class Pruner(NamedTuple):
     scalars: Callable[[State, int], Mapping[str, float]] = _no_scalars
     every: int | None = None
     rewinds: bool = False
+    needs_target: bool = False

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from onnxprune import schedules
 from onnxprune.errors import ConfigError
-from onnxprune.methods import METHODS
+from onnxprune.methods import METHODS, make
 from onnxprune.model import external_files
 from onnxprune.rewrite.residual import RESIDUALS, SHORTCUT
 from onnxprune.training.cadence import parse_cadence
@@ -28,6 +29,7 @@ __all__ = [
     "OPTIMIZERS",
     "PROVIDERS",
     "SCHEDULES",
+    "TARGET_SCHEDULES",
     "RunConfig",
     "Target",
     "check_pattern",
@@ -44,7 +46,10 @@ BATCH_NORM = ("train", "frozen")
 PROVIDERS = ("cpu", "cuda")
 CHECKS = ("on", "off")
 
+TARGET_SCHEDULES = tuple(schedules.SPARSITY)
+
 _CHOICES = {
+    "target_schedule": TARGET_SCHEDULES,
     "optimizer": tuple(OPTIMIZERS),
     "schedule": SCHEDULES,
     "batch_norm": BATCH_NORM,
@@ -127,8 +132,10 @@ class RunConfig:
 
     Attributes:
         method: a name in `onnxprune.methods.METHODS`.
+        method_options: arguments of that method, by name.
         epochs: passes over the training data.
         target: what should remain, as `parse_target` reads it; None leaves it to the method.
+        target_schedule: how removal proceeds towards the target, one of `TARGET_SCHEDULES`.
         batch_size: examples per pass through the model.
         accumulate: passes per optimizer step, whose gradients are averaged over the examples.
         learning_rate: the largest of the schedule; None chooses by optimizer (`rate`).
@@ -170,8 +177,10 @@ class RunConfig:
     """
 
     method: str = "apoptosis"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
     epochs: int = 30
     target: str | None = None
+    target_schedule: str = "cubic"
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float | None = None
@@ -216,6 +225,7 @@ class RunConfig:
                     f"{option_name(name)} {value}: expected one of {', '.join(choices)}",
                     option=name,
                 )
+        make(self.method, self.method_options)
         for name in (
             "epochs",
             "batch_size",

@@ -11,7 +11,6 @@ from a checkpoint does what it would have done. When checkpoints are written may
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,29 +18,34 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import schedules
 from onnxprune.base import Array
 from onnxprune.data import batches
-from onnxprune.errors import ConfigError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.graph.balance import completed
 from onnxprune.methods import Pruner
 from onnxprune.reports import Evaluated, Event, Progress
 from onnxprune.training.checkpoint import Checkpoint
-from onnxprune.training.config import RunConfig
 from onnxprune.training.evaluation import evaluate, main_metric
+from onnxprune.training.guards import check_finite, check_target
 from onnxprune.training.interrupts import deferred
 from onnxprune.training.keeper import Keeper
 from onnxprune.training.loss_nodes import part_names
+from onnxprune.training.pace import course, learning_rate, observe_every
 from onnxprune.training.problem import Problem, stream
-from onnxprune.training.pruning import Stage, apply, inputs_of, limit_at, moment, sample_size
+from onnxprune.training.pruning import (
+    Stage,
+    apply,
+    inputs_of,
+    limit_at,
+    moment,
+    remembering,
+    sample_size,
+)
 from onnxprune.training.rounds import Round, needed, opened
 from onnxprune.training.tally import Mark, Tally
 
 __all__ = ["Loop", "Outcome"]
 
-_OBSERVE_EVERY = 16  # steps; an observing step costs up to half a step more
-_CHECKS = 30  # a run has by default, as long as they find something to remove
 _REPORT_EVERY = 20  # steps
 _WITNESSES = 32  # examples on which the written file is compared with the session
 _VERIFIED = 64  # examples a removal is verified on
@@ -70,18 +74,6 @@ class Outcome:
     witness: tuple[Mapping[str, Array], Array] | None = None
 
 
-def learning_rate(config: RunConfig, steps: int) -> Callable[[int], float]:
-    """Step -> learning rate over the whole run; "step" falls to a tenth at 1/2 and 3/4."""
-    known: dict[str, Callable[[], schedules.Schedule]] = {
-        "constant": schedules.constant,
-        "cosine": lambda: schedules.cosine(steps),
-        "one-cycle": lambda: schedules.one_cycle(steps),
-        "step": lambda: schedules.step([steps // 2, steps * 3 // 4]),
-    }
-    schedule = known[config.schedule]()
-    return lambda step: config.rate * schedule(step)
-
-
 class Loop:
     """The mutable side of a run.
 
@@ -103,11 +95,9 @@ class Loop:
         resumed: Checkpoint | None = None,
     ) -> None:
         self.problem, self.pruner, self.emit = problem, pruner, emit
-        config = problem.config
-        count, size = len(problem.train), problem.step_size
-        self.epoch_steps = count // size if problem.static_batch else math.ceil(count / size)
-        self.steps = self.epoch_steps * config.epochs
-        self.rate = learning_rate(config, self.steps)
+        layout = course(problem, None if resumed is None else resumed.interval)
+        self.epoch_steps, self.steps, self.interval = layout.epoch, layout.steps, layout.interval
+        self.rate = learning_rate(problem.config, self.steps)
         self.before = {
             "params": cost.parameters(stage.model),
             "macs": cost.macs(stage.model, stage.analysis),
@@ -117,16 +107,16 @@ class Loop:
         self.keeper: Keeper
         self.spare: Checkpoint | None = None  # a whole one that is not on disk
         if resumed is None:
-            self.stage, self.tally = stage, Tally()
-            self.interval = config.prune_interval or max(self.steps // _CHECKS, 1)
-            self.state: Any = pruner and pruner.init(stage.analysis, self.interval)
+            rewinds = pruner is not None and pruner.rewinds
+            self.stage, self.tally = remembering(stage) if rewinds else stage, Tally()
+            self.state: Any = pruner and pruner.init(stage.analysis, layout)
         else:
-            self.stage, self.tally, self.interval = resumed.stage, resumed.tally, resumed.interval
+            self.stage, self.tally = resumed.stage, resumed.tally
             self.state, self.seconds = resumed.state, resumed.seconds
-        self.observe_every = max(min(_OBSERVE_EVERY, self.interval // 2), 1)
-        count = problem.batch_size if problem.static_batch else min(_WITNESSES, count)
+        self.observe_every = observe_every(pruner, self.interval)
+        count = problem.batch_size if problem.static_batch else min(_WITNESSES, len(problem.train))
         self.witnesses = inputs_of(problem.train.batch(np.arange(count)))
-        self._check_target()
+        check_target(problem.config, pruner, self.before)
         self.round: Round | None = self._open()
         if resumed is None:
             self.tally = self.tally.without_gradient(self.round.untrained)
@@ -182,7 +172,7 @@ class Loop:
             step = mark.stage.snapshot.step
             self._note(f"the metric fell by more than --max-drop; step {step} was kept")
         stage = self.stage if mark is None else mark.stage
-        self._check_finite(stage)
+        check_finite(stage.snapshot, self.tally.loss)
         witness = None if mark is None or mark.predicted is None else mark.predicted
         return Outcome(
             stage=stage,
@@ -200,37 +190,27 @@ class Loop:
     def _note(self, note: str) -> None:
         self.tally = self.tally.noted(note)
 
-    def _check_target(self) -> None:
-        goal = self.problem.config.goal
-        if goal is not None and not self.before[goal.kind]:
-            raise ConfigError(
-                f"--target {goal}: the model has no {goal.kind} that could be counted"
-            )
-
-    def _check_finite(self, stage: Stage) -> None:
-        """Never hand out a model whose last step broke it."""
-        for name, array in stage.snapshot.parameters.items():
-            if not np.isfinite(array).all():
-                raise NonFiniteLossError(
-                    f"step {stage.snapshot.step}: parameter {name} became NaN or infinite; lower "
-                    "the learning rate or clip gradients",
-                    step=stage.snapshot.step,
-                    loss=math.nan,
-                    last_finite=self.tally.loss,
-                )
-
     def _open(self) -> Round:
-        observables = frozenset() if self.pruner is None else self.pruner.requires
-        sites = [c.axis for group in self.stage.analysis.groups for c in group.consumers]
+        pruner, stage = self.pruner, self.stage
+        observables = frozenset() if pruner is None else pruner.requires
+        groups = stage.analysis.groups
+        sites = [consumer.axis for group in groups for consumer in group.consumers]
+        if any(observable.is_gradient for observable in observables):
+            sites += [m.axis for g in groups for m in g.members if m.axis.value in self._trained]
         return opened(
             self.problem,
-            self.stage.model,
-            self.stage.analysis,
-            self.stage.snapshot,
+            stage.model,
+            stage.analysis,
+            stage.snapshot,
             dict.fromkeys(sites),
             observables,
-            origins=self.stage.origins,
+            None if pruner is None else pruner.influence(stage.model, stage.analysis),
+            origins=stage.origins,
         )
+
+    @property
+    def _trained(self) -> Mapping[str, Array]:
+        return self.stage.snapshot.parameters
 
     def _sync(self) -> None:
         """Bring the snapshot of the stage up to date with the session, where there is one."""
@@ -278,8 +258,12 @@ class Loop:
         step = session.step
         observe = self.pruner is not None and step % self.observe_every == 0
         observe = observe and bool(self.round.collector.outputs)
+        numbers = {} if self.pruner is None else self.pruner.scalars(self.state, step)
         result = session.train_step(
-            self.problem.taught(batch), learning_rate=self.rate(step), observe=observe
+            self.problem.taught(batch),
+            learning_rate=self.rate(step),
+            scalars=numbers,
+            observe=observe,
         )
         if observe and self.pruner is not None:
             seen = self.round.collector.collect(result.extra)
@@ -368,7 +352,7 @@ class Loop:
         self.state, plan = self.pruner.decide(self.state, now)
         if plan is not None:
             plan = completed(now.analysis, plan, round_to=problem.config.round_to)
-        if plan is None or not plan.removed():
+        if plan is None or plan.is_empty():
             return
         size = problem.batch_size if problem.static_batch else _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))

@@ -25,6 +25,7 @@ from onnxprune.rewrite.checked import Checked, checked_prune
 from onnxprune.rewrite.prune import prune, take, take_moments
 from onnxprune.runtime.session import Runner
 from onnxprune.runtime.single import widened
+from onnxprune.schedules import SPARSITY
 from onnxprune.training.config import RunConfig
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
@@ -99,16 +100,15 @@ def size(kind: str, model: ir.Model, analysis: Analysis) -> int:
 def limit_at(config: RunConfig, before: Mapping[str, int], progress: float) -> Limit | None:
     """What may remain at `progress` in [0, 1] of the run; None without a target.
 
-    A cubic schedule (Zhu and Gupta 2017, arXiv 1710.01878, eq. 1) that is through before the part
-    of the run that is left for recovery: final + (1 - final) (1 - t)^3.
+    The run's schedule is through before the part that is left for recovery.
     """
     goal = config.goal
     if goal is None:
         return None
     start = before[goal.kind]
     final = goal.limit(start)
-    left = (1.0 - min(progress / (1 - RECOVERY), 1.0)) ** 3
-    return Limit(kind=goal.kind, now=int(final + (start - final) * left), final=final)
+    done = SPARSITY[config.target_schedule](min(progress / (1 - RECOVERY), 1.0))
+    return Limit(kind=goal.kind, now=int(start - (start - final) * done), final=final)
 
 
 def sample_size(interval: int, batch_size: int, examples: int, *, static: bool = False) -> int:

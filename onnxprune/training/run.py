@@ -20,7 +20,7 @@ from onnxprune.data import Source
 from onnxprune.errors import ConfigError, NonFiniteLossError
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
-from onnxprune.methods import METHODS
+from onnxprune.methods import make
 from onnxprune.model import save
 from onnxprune.reports import (
     Event,
@@ -110,10 +110,9 @@ def _carried_out(
     if request.directory is not None:
         check_same(request, problem)
         checkpoint = newest(request.directory, stage, request.config)
-    method = METHODS[request.config.method]
     loop = Loop(
         problem,
-        None if method is None else method(),
+        make(request.config.method, request.config.method_options, seed=request.config.seed),
         stage,
         lambda event: emit(event),
         resumed=checkpoint,

@@ -15,7 +15,7 @@ from moments import DEVICE, left, moment, normal
 from onnxprune.base import Array, Axis, Plan, Window
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
-from onnxprune.methods import Limit, Moment, Pruner, apoptosis
+from onnxprune.methods import Course, Limit, Moment, Pruner, apoptosis
 from onnxprune.rewrite.prune import prune
 from onnxprune.runtime.verify import compare
 
@@ -43,7 +43,7 @@ def at(network: ir.Model, **circumstances: Any) -> Moment:
 
 
 def begun(pruner: Pruner, network: ir.Model, interval: int = 10) -> Any:
-    return pruner.init(analyze(network), interval)
+    return pruner.init(analyze(network), Course(steps=100, epoch=20, interval=interval))
 
 
 def decided(pruner: Pruner, now: Moment, state: Any = None) -> tuple[Any, Plan]:

@@ -10,13 +10,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import feeds, model
-from moments import DEVICE, left, moment, observe
+from moments import DEVICE, left, moment, observe_training
 from onnxprune_models import builders
 
 from onnxprune.base import Array, Observable, Plan
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
-from onnxprune.methods import METHODS, Limit, Pruner
+from onnxprune.methods import METHODS, Course, Limit, Pruner, make
+from onnxprune.methods.importance import IMPORTANCES
 from onnxprune.rewrite.prune import prune
 from onnxprune.rewrite.reference import reference
 from onnxprune.runtime.verify import compare
@@ -32,19 +33,31 @@ NETWORKS: dict[str, Callable[[], ir.Model]] = {
         "(float[N, 4] x) => (float[N, 3] y) <float[4, 3] w> { y = MatMul(x, w) }"
     ),
 }
-PRUNERS = [name for name, make in METHODS.items() if make is not None]
+COURSE = Course(steps=100, epoch=20, interval=10)
+PRUNERS = [name for name, function in METHODS.items() if function is not None]
+ALIKE = {*IMPORTANCES} - {"random", "taylor"}  # one function: these see two networks only
+NORMALIZED = ("vgg", "resnet", "densenet", "nothing to remove")  # what the others have no scale in
+OPTIONS: dict[str, dict[str, Any]] = {"mesimp": {"k": 6}, "meprop": {"k": 6}}
 
 pytestmark = [
     pytest.mark.ort,
-    pytest.mark.parametrize("method", PRUNERS),
-    pytest.mark.parametrize("name", NETWORKS),
+    pytest.mark.parametrize(
+        ("method", "name"),
+        [
+            (method, name)
+            for method in PRUNERS
+            for name in NETWORKS
+            if (method not in ("scale", "slimming") or name in NORMALIZED)
+            and (method not in ALIKE or name in ("tanh", "resnet"))
+        ],
+    ),
 ]
 
 
 def made(method: str) -> Pruner:
-    make = METHODS[method]
-    assert make is not None
-    return make()
+    pruner = make(method, OPTIONS.get(method))
+    assert pruner is not None
+    return pruner
 
 
 def frozen(state: Any) -> Any:
@@ -66,13 +79,19 @@ def started(method: str, name: str) -> tuple[Pruner, ir.Model, dict[str, Array],
     network, pruner = NETWORKS[name](), made(method)
     data = feeds(network, batch=80)
     analysis = analyze(network)
-    state = pruner.init(analysis, 10)
-    axes = [c.axis for group in analysis.groups for c in group.consumers]
+    state = pruner.init(analysis, COURSE)
     for seed in range(2):
-        batch = feeds(network, batch=16, seed=seed)
-        if axes:
-            state = pruner.observe(state, observe(network, analysis, batch, axes, pruner.requires))
+        state = watched(pruner, state, network, seed)
     return pruner, network, data, state
+
+
+def watched(pruner: Pruner, state: Any, network: ir.Model, seed: int) -> Any:
+    """The state after a step of training, for methods that look at any."""
+    analysis = analyze(network)
+    if not pruner.requires or not analysis.groups:
+        return state
+    batch = feeds(network, batch=16, seed=seed)
+    return pruner.observe(state, observe_training(network, analysis, batch, pruner))
 
 
 def limited(network: ir.Model, share: float, kind: str = "params") -> Limit:
@@ -102,8 +121,7 @@ def test_deciding_is_pure(method: str, name: str) -> None:
 def test_observing_is_pure(method: str, name: str) -> None:
     pruner, network, data, state = started(method, name)
     analysis = analyze(network)
-    axes = [c.axis for group in analysis.groups for c in group.consumers]
-    seen = observe(network, analysis, data, axes, pruner.requires) if axes else {}
+    seen = observe_training(network, analysis, data, pruner) if pruner.requires else {}
     before = frozen(state), frozen(dict(seen))
     assert frozen(pruner.observe(state, seen)) == frozen(pruner.observe(state, seen))
     assert (frozen(state), frozen(dict(seen))) == before
@@ -150,15 +168,21 @@ def test_what_it_calls_exact_is(method: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["params", "macs"])
-def test_a_target_is_reached_in_half_of_the_run(method: str, name: str, kind: str) -> None:
+def test_a_target_is_reached_by_the_first_decision_in_the_second_half(
+    method: str, name: str, kind: str
+) -> None:
+    if method == "meprop":
+        pytest.skip("removes nothing, by its nature")
     pruner, network, data, _ = started(method, name)
     goal = limited(network, 0.4, kind)
     start = left(network, analyze(network), Plan(keep={}), kind)
-    state, steps = pruner.init(analyze(network), 7), 100
-    for step in range(1, steps // 2 + 1):
+    steps = 100
+    state = pruner.init(analyze(network), Course(steps=steps, epoch=20, interval=7))
+    for step in range(1, steps // 2 + 8):
         if not pruner.due(state, step):
             continue
-        now = goal.final + (start - goal.final) * (1 - step / 50) ** 3
+        state = watched(pruner, state, network, step)
+        now = goal.final + (start - goal.final) * max(1 - step / 50, 0) ** 3
         limit = Limit(kind=kind, now=int(now), final=goal.final)
         analysis = analyze(network)
         here = moment(network, data, step=step, steps=steps, limit=limit, analysis=analysis)

@@ -1,0 +1,226 @@
+"""Demon pruning (DemP): regularisation and noise make units die on purpose; the dead ones go.
+
+Dufort-Labbé, D'Oro, Nikishin, Rish, Pascanu, Bacon and Baratin, "Maxwell's Demon at Work: Efficient
+Pruning by Leveraging Saturation of Neurons" (arXiv 2403.07688), and its code, SimonDufLab/
+Maxwell_demon (controlling_overfitting.py, utils/utils.py). In the paper's symbols:
+
+    loss     L_t = CE + lambda(t) * sum of |gamma|, over the scales gamma of all normalizations; no
+             factor 1/2, a sum and not a mean. The gradient goes through the optimizer (with Adam it
+             is adapted); weight decay stays separate.
+    noise    theta <- theta + u_t + sigma(t) * N(0, I) * m_t, u_t being the optimizer's update, and
+             m_t = 1 where the gradient of L_t is not zero. sigma is a standard deviation, and is
+             not multiplied by the learning rate. All parameters are noised.
+    schedule lambda(t) = lambda * one_cycle(t), sigma(t) = eta * one_cycle(t): optax's cosine one
+             cycle with its defaults, over `span` of the run.
+    dead     in evaluation mode, on batches of training data: the sum of a_j over examples and
+             positions is <= 0 in every batch. For a ReLU, that is zero everywhere.
+    removal  every `interval` steps and after the last one; moments are sliced along.
+
+Where we deviate, and why:
+
+* The newest code computes m_t as |g| >= 0, which is always true; an older version has >= 1e-8. We
+  take > 0, and `mask="all"` for parity with the newest.
+* A sum of activations says nothing about GELU or Swish, whose values may cancel. We call a unit
+  dead when it is constant at all its consumers, which for a ReLU that is zero on some example is
+  the same, and exact for every activation; the constant goes into the consumers' biases.
+* Units that share a residual sum live and die together; the code prunes each block for itself.
+* Models without normalizations are penalized at the weights that make the units.
+* The published method does not take a target: sparsity is an outcome of lambda. With one, the
+  strength of the penalty follows the schedule of what may remain: it grows by half at every check
+  that is behind, shrinks as much when it is ahead, and ends when the target is met; what is still
+  missing when the cycle is over goes by the smallest scale (or mean activation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.base import Floats, Group, Mask, Observable, Observations, Plan
+from onnxprune.errors import ConfigError
+from onnxprune.graph.groups import Analysis
+from onnxprune.methods.compose import (
+    NOISE,
+    PENALTY,
+    Course,
+    Influence,
+    Moment,
+    Pruner,
+    counter,
+)
+from onnxprune.methods.gradual import penalized_scales, scores_of, to_limit
+from onnxprune.methods.importance import mean_activation, scale
+from onnxprune.methods.lossless import means
+from onnxprune.schedules import one_cycle
+
+__all__ = ["demp"]
+
+_OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
+_MASKS = ("live", "all")
+_PRESSURE = 1.5  # by which the penalty's strength follows a target, at each check
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class State:
+    """What DemP remembers between steps.
+
+    Attributes:
+        course: of the run.
+        next: step of the next check.
+        pressure: factor of the penalty; 1 without a target, 0 once the target is met.
+    """
+
+    course: Course
+    next: int
+    pressure: float = 1.0
+
+
+def demp(
+    *,
+    strength: float = 1e-3,
+    noise: float = 5e-5,
+    span: float = 1.0,
+    mask: str = "live",
+    variance: float = 0.0,
+) -> Pruner:
+    """Demon pruning (see the module).
+
+    Args:
+        strength: the paper's lambda, the penalty at the peak of the cycle, >= 0. Published sweeps
+            on CIFAR-10: SGD with momentum 5e-6 to 1e-1, Adam 1e-6 to 1e-2.
+        noise: the paper's eta, deviation of the noise at the peak of the cycle, >= 0.
+        span: share of the run that the cycle takes, in (0, 1]; its reg_param_span.
+        mask: "live" noises weights that have a gradient, "all" every weight.
+        variance: units whose variance is at most this share of their group's mean variance are
+            dead too, for activations that are never constant; 0 for none. The code's quasi-dead
+            test has 0.01.
+
+    Raises:
+        ConfigError: an impossible option.
+    """
+    _check(strength=strength, noise=noise, span=span, mask=mask, variance=variance)
+
+    def init(_analysis: Analysis, course: Course) -> State:
+        return State(course=course, next=course.after(0))
+
+    def observe(state: State, _seen: Observations) -> State:
+        return state
+
+    def due(state: State, step: int) -> bool:
+        return step >= state.next
+
+    def influence(model: ir.Model, analysis: Analysis) -> Influence:
+        names = penalized_scales(model, analysis, also_weights=True) if strength else ()
+        return Influence(penalized=names, noise=mask if noise else None)
+
+    def scalars(state: State, step: int) -> Mapping[str, float]:
+        cycle = one_cycle(max(int(span * state.course.steps), 1))(step)
+        return {PENALTY: state.pressure * strength * cycle, NOISE: noise * cycle}
+
+    def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
+        axes = {c.axis for group in moment.analysis.groups for c in group.consumers}
+        seen = moment.probe(sorted(axes), _OBSERVED)
+        plan = _burial(moment, seen, variance)
+        after = replace(state, next=state.course.after(moment.step))
+        limit = moment.limit
+        if limit is None:
+            return after, plan
+        left = counter(moment)({} if plan is None else plan.keep)
+        if left > limit.final and moment.step >= state.course.deadline:
+            return replace(after, pressure=0.0), _by_scale(moment, limit.final)
+        return replace(after, pressure=_pressed(state.pressure, left, limit.now, limit.final)), plan
+
+    return Pruner(
+        requires=frozenset(),
+        init=init,
+        observe=observe,
+        decide=decide,
+        due=due,
+        influence=influence,
+        scalars=scalars,
+    )
+
+
+def _check(*, mask: str, span: float, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if number < 0:
+            raise ConfigError(f"demp: {name} {number}: expected at least 0", option=name)
+    if not 0 < span <= 1:
+        raise ConfigError(f"demp: span {span}: expected a share in (0, 1]", option="span")
+    if mask not in _MASKS:
+        raise ConfigError(f"demp: mask {mask}: expected one of {', '.join(_MASKS)}", option="mask")
+
+
+def _burial(moment: Moment, seen: Observations, variance: float) -> Plan | None:
+    """Everything that is dead on the sample, except for the liveliest unit of each group."""
+    keep: dict[str, Mask] = {}
+    exact: dict[str, Mask] = {}
+    for group in moment.analysis.groups:
+        constant, spread = _still(group, seen)
+        if spread is None:
+            continue
+        dead = constant | (spread <= variance * spread.mean() if variance else False)
+        if dead.all():
+            dead[int(np.argmax(spread))] = False
+        if dead.any():
+            keep[group.name], exact[group.name] = ~dead, dead & constant
+    if not keep:
+        return None
+    folds = means(moment.model, moment.analysis, keep, seen)
+    replaced = {(fold.group, fold.unit) for fold in folds}
+    kept = {
+        name: mask | _unaccounted(moment.analysis.group(name), mask, seen, replaced)
+        for name, mask in keep.items()
+    }
+    plan = Plan(
+        keep=kept,
+        folds=tuple(fold for fold in folds if not kept[fold.group][fold.unit]),
+        exact={name: mask & ~kept[name] for name, mask in exact.items()},
+    )
+    return plan if plan.removed() else None
+
+
+def _still(group: Group, seen: Observations) -> tuple[Mask, Floats | None]:
+    """(U,) whether a unit is constant at all consumers, and its variance there; None if unseen."""
+    constant, spread = np.ones(group.size, np.bool_), np.zeros(group.size)
+    for axis in dict.fromkeys(consumer.axis for consumer in group.consumers):
+        window = seen.get(axis)
+        if window is None or window.low is None or window.high is None:
+            return constant, None
+        assert window.total is not None
+        assert window.square is not None
+        index, count = group.member(axis).index, max(window.count, 1)
+        constant &= (window.low == window.high)[index].all(axis=1)
+        variances = np.maximum(window.square / count - (window.total / count) ** 2, 0.0)
+        spread = spread + variances[index].mean(axis=1)
+    return constant, spread if group.consumers else None
+
+
+def _unaccounted(
+    group: Group, keep: Mask, seen: Observations, replaced: set[tuple[str, int]]
+) -> Mask:
+    """(U,) units that would go although they are not zero and no consumer takes over their mean."""
+    zero = np.ones(group.size, np.bool_)
+    for consumer in group.consumers:
+        window, index = seen[consumer.axis], group.member(consumer.axis).index
+        assert window.low is not None
+        assert window.high is not None
+        zero &= ((window.low == 0) & (window.high == 0))[index].all(axis=1)
+    taken = np.array([(group.name, unit) in replaced for unit in range(group.size)], np.bool_)
+    return ~keep & ~zero & ~taken
+
+
+def _by_scale(moment: Moment, allowance: int) -> Plan | None:
+    """What is missing, by the smallest scales; groups without one by their mean activation."""
+    scores = scores_of(mean_activation(), moment, {}) | scores_of(scale(), moment, {})
+    return to_limit(moment, scores, allowance, allocation="global")
+
+
+def _pressed(pressure: float, left: int, now: int, final: int) -> float:
+    """The factor of the penalty after a check that leaves `left`."""
+    if left <= final:
+        return 0.0
+    return pressure * _PRESSURE if left > now else pressure / _PRESSURE
