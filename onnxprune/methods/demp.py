@@ -27,12 +27,14 @@ Where we deviate, and why:
 * Models without normalizations are penalized at the weights that make the units.
 * The published method does not take a target: sparsity is an outcome of lambda. With one, the
   strength of the penalty follows the schedule of what may remain: it grows by half at every check
-  that is behind, shrinks as much when it is ahead, and ends when the target is met; what is still
-  missing when the cycle is over goes by the smallest scale (or mean activation).
+  that is behind, up to tenfold, shrinks as much when it is ahead or the loss has risen, and ends
+  when the target is met; what is still missing when the part of the run that is left for recovery
+  begins goes by the smallest scale (or mean activation).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -47,6 +49,7 @@ from onnxprune.methods.compose import (
     PENALTY,
     Course,
     Influence,
+    Limit,
     Moment,
     Pruner,
     counter,
@@ -61,6 +64,8 @@ __all__ = ["demp"]
 _OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
 _MASKS = ("live", "all")
 _PRESSURE = 1.5  # by which the penalty's strength follows a target, at each check
+_STRONGEST = 10.0  # what it may grow to
+_TOLERANCE, _SLACK = 0.05, 0.01  # rise of the loss, relative and as a share of the trivial one
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -71,11 +76,13 @@ class State:
         course: of the run.
         next: step of the next check.
         pressure: factor of the penalty; 1 without a target, 0 once the target is met.
+        reference: lowest smoothed loss at any check; NaN before the first.
     """
 
     course: Course
     next: int
     pressure: float = 1.0
+    reference: float = math.nan
 
 
 def demp(
@@ -124,14 +131,15 @@ def demp(
         axes = {c.axis for group in moment.analysis.groups for c in group.consumers}
         seen = moment.probe(sorted(axes), _OBSERVED)
         plan = _burial(moment, seen, variance)
-        after = replace(state, next=state.course.after(moment.step))
+        lowest = float(np.fmin(state.reference, moment.loss))
+        after = replace(state, next=state.course.after(moment.step), reference=lowest)
         limit = moment.limit
         if limit is None:
             return after, plan
         left = counter(moment)({} if plan is None else plan.keep)
         if left > limit.final and moment.step >= state.course.deadline:
             return replace(after, pressure=0.0), _by_scale(moment, limit.final)
-        return replace(after, pressure=_pressed(state.pressure, left, limit.now, limit.final)), plan
+        return replace(after, pressure=_pressed(state, moment, limit, left)), plan
 
     return Pruner(
         requires=frozenset(),
@@ -219,8 +227,10 @@ def _by_scale(moment: Moment, allowance: int) -> Plan | None:
     return to_limit(moment, scores, allowance, allocation="global")
 
 
-def _pressed(pressure: float, left: int, now: int, final: int) -> float:
+def _pressed(state: State, moment: Moment, limit: Limit, left: int) -> float:
     """The factor of the penalty after a check that leaves `left`."""
-    if left <= final:
+    if left <= limit.final:
         return 0.0
-    return pressure * _PRESSURE if left > now else pressure / _PRESSURE
+    allowed = state.reference * (1 + _TOLERANCE) + _SLACK * moment.trivial
+    ahead = left <= limit.now or moment.loss > allowed
+    return state.pressure / _PRESSURE if ahead else min(state.pressure * _PRESSURE, _STRONGEST)
