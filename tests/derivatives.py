@@ -192,6 +192,7 @@ CASES: dict[str, Case] = {
     ),
     "Gather": one("Gather<axis=1>(h, i)", constants="int64[3] i = {2,0,2}"),
     "Gather/scalar": one("Gather<axis=1>(h, i)", shape="4,3", constants="int64 i = {-1}"),
+    "Gather/int32": one("Gather(p_a, i)", others=("6,4",), constants="int32[2,2] i = {5,0,0,3}"),
     "Gather/table": one("Gather(p_a, i)", others=("6,4",), constants="int64[2,2] i = {5,0,0,3}"),
     "GatherElements": Case(
         "s = Shape(h) e = Expand(i, s) z = GatherElements<axis=1>(h, e)",

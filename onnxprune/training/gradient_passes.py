@@ -188,7 +188,8 @@ def _gather_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
         return ()
     sizes, indices, slope = node.inputs
     zeros = e.op("ConstantOfShape", sizes)
-    rows = e.op("Unsqueeze", indices, e.integers(-1))
+    wide = e.op("Cast", indices, to=ir.DataType.INT64)  # int32 is no index of a ScatterND
+    rows = e.op("Unsqueeze", wide, e.integers(-1))
     return (e.op("ScatterND", zeros, rows, slope, reduction="add"),)
 
 
