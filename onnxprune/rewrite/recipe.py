@@ -25,7 +25,7 @@ from onnxprune.base import Axis, Fold, Group, Index, Mask, Merge, Plan
 from onnxprune.errors import ConfigError
 from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import constants, shape_of
+from onnxprune.model import constants, tensor_of
 
 __all__ = ["METADATA", "Recipe", "Round", "record", "replay"]
 
@@ -189,9 +189,8 @@ def _refusal(axis: Axis, source: str) -> ConfigError:
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:
-    if value.const_value is not None:
-        return tuple(value.const_value.shape.numpy())
-    return tuple(size or 0 for size in shape_of(value) or ())
+    tensor = tensor_of(value)  # what a Constant node makes may be declared nowhere
+    return () if tensor is None else tuple(tensor.shape.numpy())
 
 
 def _round_to_dict(done: Round) -> dict[str, Any]:

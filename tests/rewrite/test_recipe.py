@@ -102,3 +102,17 @@ def test_what_is_no_recipe_is_refused(text: str) -> None:
 def test_another_format_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"format x/2, expected onnxprune\.recipe/1"):
         Recipe.from_json('{"format": "x/2"}', source="r")
+
+
+def test_weights_of_constant_nodes_are_recorded_with_their_sizes() -> None:
+    network = model(
+        """(float[N, 3] x) => (float[N, 2] y) <float[3, 4] w, float[4, 2] v>
+        { h = MatMul(x, w) s = Constant <value = float[4] {1.0, 2.0, 3.0, 4.0}> ()
+          m = Mul(h, s) y = MatMul(m, v) }"""
+    )
+    analysis = analyze(network)
+    (group,) = analysis.groups
+    plan = Plan(keep={group.name: np.array([True, False, True, False])})
+    done = record(network, prune(network, analysis, plan).kept, plan, unnamed=frozenset())
+    assert done.shapes == {"w": (3, 4), "s": (4,), "v": (4, 2)}
+    assert replay(network, analysis, done, source="it").keep.keys() == plan.keep.keys()
