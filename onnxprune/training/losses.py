@@ -322,7 +322,8 @@ def _class_axis(final: ir.Value, shape: Sizes | None, target: Array | None) -> i
     producer = final.producer()
     if producer is not None and producer.op_type in _SOFTMAX:
         axis = producer.attributes.get("axis")
-        return 1 if axis is not None and axis.value % len(shape) == 1 else last
+        first = axis is not None and axis.value % len(shape) == 1
+        return 1 if first or shape[last] == 1 else last  # one class is none
     if target is None:
         return 1
     positions = target.shape[1:]

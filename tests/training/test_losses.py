@@ -184,3 +184,14 @@ def test_cross_entropy_over_positions(text, shape, target_shape, axis, model_fro
     rows = np.moveaxis(prediction.astype(np.float64), axis, -1).reshape(-1, 3)
     chosen = rows[np.arange(len(rows)), target.reshape(-1)]
     assert value == pytest.approx(np.mean(np.log(np.exp(rows).sum(1)) - chosen), rel=1e-5)
+
+
+def test_the_classes_of_an_old_softmax_without_an_axis_are_not_on_an_axis_of_size_one(model_from):
+    model = model_from("""<ir_version: 3, opset_import: ["":9]>
+    g (float[N,5,3,3] x) => (float[N,5,1,1] y)
+    {
+      h = GlobalAveragePool(x)
+      y = Softmax(h)
+    }""")
+    objective = resolve(model, None, "auto")
+    assert (objective.kind, objective.class_axis, objective.classes) == ("cross-entropy", 1, 5)
