@@ -132,6 +132,9 @@ class _State:
             self.keep[self.span[name]] = mask
             self.worth[self.span[name]] = worth.get(name, 0.0)
         self.rules = [self._rule(balance) for balance in analysis.balances]
+        self.shared = np.zeros(len(self.keep), np.int64)  # how many rules count each unit
+        for rule in self.rules:
+            self.shared += rule.block >= 0
 
     def _rule(self, balance: Balance) -> _Rule:
         block = np.full(len(self.keep), -1, np.int64)
@@ -160,8 +163,18 @@ class _State:
             if not len(candidates) or kept.max() > rule.sizes.min():
                 self.keep[rule.block >= 0] = True
                 continue
+            if (self.shared[candidates] == 1).all():
+                self._fill(rule, kept, candidates)
+                continue
             merit = self._merit(candidates, counts)
             self.keep[candidates[np.lexsort((candidates, *merit))[0]]] = True
+
+    def _fill(self, rule: _Rule, kept: Index, units: Index) -> None:
+        """Give back at once what `balance` would one by one: units that no other rule counts."""
+        ranked = units[np.lexsort((units, -self.worth[units], rule.block[units]))]
+        blocks, starts = np.unique(rule.block[ranked], return_index=True)
+        for block, start in zip(blocks, starts, strict=True):
+            self.keep[ranked[start : start + kept.max() - kept[block]]] = True
 
     def _merit(self, units: Index, counts: Sequence[Index]) -> tuple[Floats, Floats]:
         """Sort keys, the last one first: how few rules a unit mends, how little it is worth."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -148,6 +150,18 @@ def test_blocks_may_lie_in_several_groups() -> None:
     found = completed_keep(analysis, {"a": mask("1101"), "b": mask("0100")})
     assert found["a"].sum() == found["b"].sum() == 3
     assert together(analysis, ["a", "b"]) == [frozenset({"a", "b"})]
+
+
+@given(seed=st.integers(0, 999), share=st.floats(0.1, 0.9))
+def test_giving_back_at_once_is_giving_back_one_by_one(seed: int, share: float) -> None:
+    """Units that two equal rules count go back one by one, those of a single rule at once."""
+    rng = np.random.default_rng(seed)
+    once = made(24, blocks=4)
+    twice = replace(once, balances=once.balances * 2)
+    keep = {"a": rng.random(24) > share}
+    worth = {"a": rng.integers(4, size=24) * 1.0}
+    found = [completed_keep(analysis, keep, worth=worth)["a"] for analysis in (once, twice)]
+    assert found[0].tolist() == found[1].tolist()
 
 
 def test_what_can_only_be_given_back_whole_is() -> None:
