@@ -2,7 +2,7 @@
 
 Errors that the library raises on purpose, and wrong options, become one line on stderr and an exit
 code: 1 when the work failed, 2 when the request was wrong, 130 when it was interrupted and nothing
-could be saved. Anything else is a bug, and its traceback is shown.
+could be saved, 143 when SIGTERM ended a training. Anything else is a bug, with a traceback.
 """
 
 from __future__ import annotations

@@ -26,12 +26,9 @@ from onnxprune.training.engine import SUFFIX, attempt
 from onnxprune.training.gradient_passes import improve
 from onnxprune.training.hidden import hide, reveal
 from onnxprune.training.lowering import expose
-from onnxprune.training.paths import blocked, described, live, reaching
+from onnxprune.training.paths import APART, blocked, described, live, reaching
 
 __all__ = ["GradientGraph", "differentiate"]
-
-
-_APART = "the loss does not depend on it"
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -118,9 +115,7 @@ def differentiate(
         state=state,
         untrained=tuple(name for name in parameters if name not in trained),
         reasons={
-            name: described(obstacles[name])
-            if name in obstacles
-            else "the loss does not depend on it"
+            name: described(obstacles[name]) if name in obstacles else APART
             for name in parameters
             if name not in trained
         },

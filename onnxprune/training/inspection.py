@@ -15,7 +15,7 @@ from onnxprune.model import opset, trainable_dtype
 from onnxprune.reports import FrozenRow, GroupRow, Inspection
 from onnxprune.runtime.session import is_newer
 from onnxprune.training.lowering import lower
-from onnxprune.training.paths import blocked, described, reaching
+from onnxprune.training.paths import APART, blocked, described, reaching
 from onnxprune.training.problem import read_model, with_sizes
 
 __all__ = ["inspect"]
@@ -89,7 +89,7 @@ def _notes(graph: ir.Model) -> tuple[str, ...]:
 
 
 def _stuck(model: ir.Model, parameters: Sequence[str]) -> dict[str, str]:
-    """Parameters that no output can train, with the operator that is in the way."""
+    """Parameters that no output can train, with what is in the way."""
     outputs = [value.name or "" for value in model.graph.outputs if trainable_dtype(value.dtype)]
     try:
         graph = lower(model, outputs, batch_norm="frozen", dropout=False).model.graph
@@ -101,4 +101,6 @@ def _stuck(model: ir.Model, parameters: Sequence[str]) -> dict[str, str]:
         obstacles = blocked(graph, output)
         free.update(set(reaching(graph, output, parameters)) - set(obstacles))
         found.update({name: described(node) for name, node in obstacles.items()})
-    return {name: found[name] for name in parameters if name in found and name not in free}
+    if not outputs:
+        return {}
+    return {name: found.get(name, APART) for name in parameters if name not in free}

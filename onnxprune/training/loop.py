@@ -27,7 +27,7 @@ from onnxprune.reports import Evaluated, Event, Progress
 from onnxprune.training.checkpoint import Checkpoint
 from onnxprune.training.evaluation import evaluate, main_metric
 from onnxprune.training.guards import check_finite, check_target
-from onnxprune.training.interrupts import deferred
+from onnxprune.training.interrupts import Interruption, deferred
 from onnxprune.training.keeper import Keeper
 from onnxprune.training.loss_nodes import part_names
 from onnxprune.training.pace import course, learning_rate, observe_every
@@ -63,6 +63,7 @@ class Outcome:
         notes: why it ended early, what was put back.
         witness: inputs, and what the training session predicted for them with the numbers of
             `stage`; None when that was not evaluated.
+        terminated: whether the process is to end, as SIGTERM asked.
     """
 
     stage: Stage
@@ -72,6 +73,7 @@ class Outcome:
     seconds: float
     notes: tuple[str, ...]
     witness: tuple[Mapping[str, Array], Array] | None = None
+    terminated: bool = False
 
 
 class Loop:
@@ -145,10 +147,11 @@ class Loop:
         if baseline is not None and self.tally.baseline is None:
             self.tally = self.tally.started(baseline, self.stage)
         self.began = time.perf_counter()
+        interruption = Interruption()
         try:
-            with deferred() as interrupted:
+            with deferred() as interruption:
                 while not self.is_over:
-                    self._epoch(interrupted)
+                    self._epoch(interruption)
                 self._keep_last()
             if self.tally.epochs < self.problem.config.epochs:
                 self._note(
@@ -162,7 +165,7 @@ class Loop:
             self._note(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
         finally:
             self._close()
-        return self._outcome()
+        return replace(self._outcome(), terminated=interruption.is_termination)
 
     def _outcome(self) -> Outcome:
         tally = self.tally
@@ -225,7 +228,7 @@ class Loop:
 
     # --- one epoch -------------------------------------------------------------------------------
 
-    def _epoch(self, interrupted: Callable[[], bool]) -> None:
+    def _epoch(self, interruption: Interruption) -> None:
         """What is left of the present epoch, and its evaluation."""
         assert self.round is not None
         problem, epoch = self.problem, self.tally.epochs
@@ -240,7 +243,7 @@ class Loop:
         for batch in stream_of_batches:
             self._step(batch)
             self._maybe_prune()
-            if interrupted():
+            if interruption:
                 self._spare_now()
                 raise KeyboardInterrupt
             done += 1

@@ -12,7 +12,10 @@ from onnxprune.ops.registry import GRADIENTS
 from onnxprune.training.differentiable import ENGINE, FLAT, LOSSES
 from onnxprune.training.slots import attribute, beyond
 
-__all__ = ["blocked", "described", "live", "reaching"]
+__all__ = ["APART", "blocked", "described", "live", "reaching"]
+
+APART = "the loss does not depend on it"
+"""Why a parameter without a path to the loss is not trained."""
 
 _STANDARD = ("", "ai.onnx")
 

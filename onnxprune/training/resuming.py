@@ -28,7 +28,7 @@ from onnxprune.training.problem import Problem
 
 __all__ = ["Request", "check_same", "describe", "reopened"]
 
-_FREE = frozenset({"epochs", "threads", "keep_checkpoints", "check"})
+_FREE = frozenset({"epochs", "patience", "threads", "keep_checkpoints", "check"})
 _RUNTIMES = ("onnxruntime-training-cpu", "onnxruntime-training", "numpy")
 _IN_MEMORY = "(arrays)"
 _SAMPLES = 256  # blocks of a file, rows of an array, that a fingerprint reads

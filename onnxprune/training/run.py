@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -47,6 +48,8 @@ __all__ = ["train"]
 
 _log = logging.getLogger(__name__)
 
+_TERMINATED = 128 + signal.SIGTERM  # what shells report of a process that SIGTERM ended
+
 OnEvent = Callable[[Event], None]
 
 
@@ -78,6 +81,8 @@ def train(
         The pruned model, and the report on it.
 
     Raises:
+        SystemExit: SIGTERM came during the training; model, report and checkpoint are written as
+            after Ctrl-C, and the code is 143.
         OnnxPruneError: one of its leaves; see `onnxprune.errors`. What is found out before the
             first step leaves nothing behind; later there is the run directory, with the last good
             model in it when the result itself could not be written.
@@ -131,6 +136,9 @@ def _carried_out(
     before = 0.0 if checkpoint is None else checkpoint.seconds
     report = replace(report, seconds=before + time.perf_counter() - started)
     emit(Finished(report=report.to_dict()))
+    if outcome.terminated:
+        _log.warning("terminated; go on with --resume %s", directory.path)
+        raise SystemExit(_TERMINATED)
     return result, report
 
 
@@ -177,9 +185,14 @@ def _directory(request: Request, loop: Loop, held: contextlib.ExitStack) -> RunD
             directory = RunDirectory.create("runs", Path(request.model).stem)
         held.enter_context(directory.claimed())
     elif loop.is_over and any(isinstance(e, Finished) for e in read_records(directory.path)):
+        done = loop.tally.epochs
+        why, more = ("", "more --epochs")
+        if done < config.epochs:
+            why = f", {config.patience} of them without improvement"
+            more = "a larger --patience"
         raise ConfigError(
-            f"--resume {directory.path}: the run is finished after {loop.tally.epochs} epochs; "
-            "give more --epochs to train on",
+            f"--resume {directory.path}: the run is finished after {done} epochs{why}; "
+            f"give {more} to train on",
             path=directory.path,
         )
     return directory

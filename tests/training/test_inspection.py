@@ -119,6 +119,17 @@ def test_parameters_in_front_of_an_operator_without_a_gradient_are_listed(
     assert ("a", "no gradient through Compress (c)") in result.untrained
 
 
+def test_parameters_that_no_output_depends_on_are_listed(inspected: Inspect) -> None:
+    network = model(
+        """(float[N, 4] x) => (float[N, 2] y, int64[N] label)
+        <float[4, 2] a, float[4, 3] b> {
+        y = MatMul(x, a)  h = MatMul(x, b)  label = ArgMax<axis=1, keepdims=0>(h) }"""
+    )
+    result = inspected(network)
+    assert result.trained == ("a",)
+    assert result.untrained == (("b", "the loss does not depend on it"),)
+
+
 def test_what_is_trained_follows_the_patterns(inspected: Inspect) -> None:
     network = builders.mlp([4, 6, 3])
     found = inspected(network)

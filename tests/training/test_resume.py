@@ -239,6 +239,18 @@ def test_a_finished_run_trains_on_when_it_gets_more_epochs(tmp_path: Path) -> No
         place.resume("run", epochs=6)
 
 
+def test_a_run_that_ended_by_patience_trains_on_with_more_of_it(tmp_path: Path) -> None:
+    still: dict[str, Any] = {"method": "none", "optimizer": "sgd", "learning_rate": 1e-30}
+    place = Place(tmp_path, **still, target=None, epochs=9, patience=2)
+    place.train("run")
+    says = "after 3 epochs, 2 of them without improvement; give a larger --patience to train on"
+    with pytest.raises(ConfigError, match=says):
+        place.resume("run", epochs=12)
+    place.resume("run", patience=4)
+    epochs = [e.epoch for e in read_records(place.folder / "run") if isinstance(e, Evaluated)]
+    assert epochs == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -35,6 +35,7 @@ from onnxprune.reports import (
     Finished,
     Progress,
     Pruned,
+    read_records,
 )
 from onnxprune.runtime.verify import compare
 from onnxprune.training import loop
@@ -126,8 +127,13 @@ def test_an_interruption_while_the_next_round_opens_keeps_the_removal(
     assert result.report.after.metrics["accuracy"] > 0.9
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_control_c_saves_the_smaller_model(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals for one process")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)], ids=["control_c", "sigterm"]
+)
+def test_a_signal_saves_the_smaller_model(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     source, output = path("digits_lenet"), tmp_path / "small.onnx"
     line, environment = command(
         "train", str(source), "--data", "digits", "--epochs", "500", "--target", "params=50%",
@@ -148,10 +154,12 @@ def test_control_c_saves_the_smaller_model(tmp_path: Path) -> None:
         if "removed" in text:
             break
     time.sleep(0.2)  # the handler of this very line may not be through yet
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, "".join(seen) + errors
-    assert "interrupted at step" in out
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, "".join(seen) + errors
+    finished = [e for e in read_records(tmp_path / "run") if isinstance(e, Finished)]
+    assert any(note.startswith("interrupted at step") for note in finished[-1].report["notes"])
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
     assert "Traceback" not in errors
     onnx.checker.check_model(str(output), full_check=True)
     found = load(output)
