@@ -20,7 +20,7 @@ from onnxprune.instrument.statistics import attach
 from onnxprune.model import model_input
 from onnxprune.oneshot.config import PruneConfig
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.runtime.verify import agreement
+from onnxprune.runtime.verify import agreement, stilled
 from onnxprune.windows import merge_windows
 
 __all__ = ["Difference", "Examples", "differences", "gather", "observe"]
@@ -179,7 +179,7 @@ class Difference:
 def differences(
     before: ir.Model, after: ir.Model, examples: Examples, *, classes: str | None, device: Device
 ) -> Difference:
-    """Compare two models over all examples, without graph optimizations.
+    """Compare two models over all examples, without graph optimizations or random numbers.
 
     Args:
         before: one model.
@@ -188,8 +188,8 @@ def differences(
         classes: name of an output (N, C) with one number per class; None when there is none.
         device: where to run.
     """
-    first = Runner(before, device=device, optimize=False)
-    second = Runner(after, device=device, optimize=False)
+    first = Runner(stilled(before), device=device, optimize=False)
+    second = Runner(stilled(after), device=device, optimize=False)
     error = relative = 0.0
     same = total = 0
     for feeds, count in examples.batches(everything=True):

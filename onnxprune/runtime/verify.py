@@ -10,11 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array
-from onnxprune.model import constants
+from onnxprune.emit import Emitter
+from onnxprune.model import constants, node_key, opset
+from onnxprune.ops.random import draws, typical
 from onnxprune.runtime.parts import run_in_parts
 from onnxprune.runtime.session import Device, Runner
+from onnxprune.scopes import nodes
 
-__all__ = ["TOLERANCE", "Agreement", "agreement", "compare", "tolerance_of"]
+__all__ = ["TOLERANCE", "Agreement", "agreement", "compare", "is_random", "stilled", "tolerance_of"]
 
 TOLERANCE = 1e-4  # of the largest magnitude in an output; float32 sums in another order stay below
 _HALF_TOLERANCE = 5e-3  # where float16 or bfloat16 weights take part
@@ -66,6 +69,8 @@ def compare(
     What a Sigmoid makes is compared before it: where it saturates, everything looks the same, or
     the rounding of the operator, which does not shrink with its result, looks like a difference.
 
+    Nodes that draw random numbers are given the same ones in both (`stilled`).
+
     Args:
         expected: one model.
         actual: another with the same inputs and outputs.
@@ -78,6 +83,7 @@ def compare(
         ModelError: a model does not load or run.
     """
     where = device or Device()
+    expected, actual = stilled(expected), stilled(actual)
     if parts:
         first = run_in_parts(expected, feeds, device=where)
         second = run_in_parts(actual, feeds, device=where)
@@ -86,6 +92,31 @@ def compare(
         first = _run(expected, squashed, feeds, where)
         second = _run(actual, squashed, feeds, where)
     return agreement(first, second, tolerance=tolerance)
+
+
+def is_random(model: ir.Model) -> bool:
+    """Whether the outputs of `model` may be others each time."""
+    return any(draws(node) for node in nodes(model))
+
+
+def stilled(model: ir.Model) -> ir.Model:
+    """A copy in which what draws random numbers has typical ones; `model` itself if none does."""
+    if not is_random(model):
+        return model
+    copy = model.clone()
+    for node in list(nodes(copy)):
+        e = Emitter(node_key(node), opset=opset(copy))
+        made = typical(e, node) if draws(node) else None
+        holder = node.graph
+        if made is None or not isinstance(holder, ir.Graph):
+            continue
+        e.add_to(holder, before=node)
+        for old, value in zip(node.outputs, made, strict=False):
+            name, old.name = old.name, None
+            value.name, value.type, value.shape = name or value.name, old.type, old.shape
+            old.replace_all_uses_with(value, replace_graph_outputs=True)
+        holder.remove(node, safe=True)
+    return copy
 
 
 def _squashed(model: ir.Model) -> frozenset[str]:

@@ -38,10 +38,10 @@ LOSSES = frozenset({"NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"})  # 
 
 # Their values are positions, truths or steps: the slope is 0 wherever there is one.
 _FLAT = """
-And ArgMax ArgMin BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Constant
+And ArgMax ArgMin Bernoulli BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Ceil Constant
 ConstantOfShape Equal EyeLike Floor Greater GreaterOrEqual Hardmax IsInf IsNaN Less LessOrEqual
-NonMaxSuppression NonZero Not OneHot Or RandomNormal RandomUniform Range Round Shape Sign Size
-Xor
+Multinomial NonMaxSuppression NonZero Not OneHot Or RandomNormal RandomNormalLike RandomUniform
+RandomUniformLike Range Round Shape Sign Size Xor
 """
 FLAT = frozenset(_FLAT.split())
 

@@ -146,7 +146,7 @@ def cast_like(e: Emitter, node: ir.Node) -> ir.Value | None:
     return e.op("Cast", data_input(node), to=like.dtype)
 
 
-@gradient("Round", "Floor", "Ceil", "Sign", "Hardmax")
+@gradient("Round", "Floor", "Ceil", "Sign", "Hardmax", "Bernoulli")
 def steps(e: Emitter, call: Call) -> Sequence[ir.Value | None]:  # noqa: ARG001
     """Flat nearly everywhere."""
     return [None] * len(call.wanted)

@@ -19,8 +19,8 @@ from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.methods.compose import Influence
 from onnxprune.model import constant, constants, set_constant
-from onnxprune.ops.random import draws
 from onnxprune.runtime.single import OTHERS, narrowed, widened
+from onnxprune.runtime.verify import is_random
 from onnxprune.training.config import RunConfig
 from onnxprune.training.evaluation import judged_values
 from onnxprune.training.gradient import GradientGraph, differentiate
@@ -122,12 +122,8 @@ def opened(
         pass_size=problem.batch_size,
         device=problem.device,
     )
-    is_random = any(map(_draws, (plain.model, update.model, evaluation)))
-    return Round(session, collector, plain.reasons, draws=is_random)
-
-
-def _draws(model: ir.Model) -> bool:
-    return any(draws(node) for graph in model.graphs() for node in graph)
+    drawing = any(map(is_random, (plain.model, update.model, evaluation)))
+    return Round(session, collector, plain.reasons, draws=drawing)
 
 
 def training_copy(

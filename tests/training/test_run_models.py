@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import model
+from graphs import array, model
 from onnxprune_models import builders
 from runs import (
     DENSE,
@@ -143,6 +143,30 @@ def test_fewer_examples_than_a_static_batch_are_refused(train: Train) -> None:
     source = model(DENSE.replace("float[N,", "float[64,"))
     with pytest.raises(DataError, match="takes batches of 64 only, but there are 36 training"):
         train(source, examples(40))
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        "r = RandomNormalLike<scale = 0.1>(h)  e = Add(h, r)",
+        "r = RandomUniformLike(h)  e = Mul(h, r)",
+        "s = Sigmoid(h)  r = Bernoulli(s)  e = Mul(h, r)",
+        "m = Multinomial<sample_size = 4>(h)  f = Cast<to = 1>(m)"
+        "  r = ReduceMean<axes = [1]>(f)  e = Add(h, r)",
+    ],
+)
+def test_models_that_draw_random_numbers_are_trained(train: Train, drawn: str) -> None:
+    source = model(
+        """(float[N, 6] x) => (float[N, 3] y) <float[6, 16] w, float[16, 8] u, float[8, 3] v> {
+        h = MatMul(x, w)  """
+        + drawn
+        + """  a = Relu(e)  g = MatMul(a, u)  b = Relu(g)  y = MatMul(b, v) }"""
+    )
+    result = train(source, examples(), **SHRINK)
+    assert not any("without a gradient" in note for note in result.report.notes)
+    assert result.report.after.parameters < result.report.before.parameters
+    for name in ("w", "u", "v"):
+        assert np.abs(array(result.file, name)).sum() != np.abs(array(source, name)).sum()
 
 
 def test_an_input_shape_is_for_the_analysis_only(train: Train) -> None:
