@@ -171,7 +171,10 @@ class RunConfig:
         checkpoint_every: when a checkpoint is written, as `parse_cadence` reads it.
         keep_checkpoints: how many are kept, at least 1.
         prune_interval: steps between removals; None leaves it to the method.
-        round_to: groups that lose units keep a multiple of this many, or fewer than this many.
+        round_to: groups that lose units keep a multiple of this many, or fewer than this many;
+            1 for any number. Convolutions are blocked by 8 or 16 channels: with 8, digits_vgg at
+            40 % of its parameters ran 1.26 times as fast as with 1, digits_lenet 1.38 times
+            (medians, batch 32), at the same accuracy within one example.
         residual: one of `rewrite.residual.RESIDUALS`: whether what shortcuts pass on may lose other
             channels than the blocks they pass; "decouple" only where models get faster by it.
     """
@@ -214,7 +217,7 @@ class RunConfig:
     checkpoint_every: str = "2min"
     keep_checkpoints: int = 2
     prune_interval: int | None = None
-    round_to: int = 1
+    round_to: int = 8
     residual: str = "coupled"
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from graphs import model
 
@@ -63,3 +64,37 @@ def test_scalars_and_integers_are_not_trained() -> None:
         t=[-1, 4],
     )
     assert trained(network, analyze(network)).parameters == ("w",)
+
+
+POSITIONS = """(float[N, 8, 6] x) => (float[N, 8, 4] y)
+<float[6, 6] w, float[8, 6] table, float[1, 16, 6] longer, float[6, 4] v> {
+    h = MatMul(x, w)
+    p = Add(h, table)
+    s = Slice(longer, zero, eight, one)
+    q = Mul(p, s)
+    y = MatMul(q, v)
+}"""
+BOUNDS = {"zero": [0], "eight": [8], "one": [1]}
+
+
+def waves(positions: int, dtype: type = np.float32) -> np.ndarray:
+    """Sinusoids of six frequencies: sines, then cosines."""
+    angle = np.arange(positions)[:, None] / 100.0 ** (np.arange(3) / 3)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(dtype)
+
+
+def test_sines_and_cosines_of_positions_are_not_trained() -> None:
+    network = model(POSITIONS, table=waves(8), longer=waves(16)[None], **BOUNDS)
+    result = trained(network, analyze(network))
+    assert set(result.parameters) == {"w", "v"}
+    why = {name: reason for name, reason in result.others if name in ("table", "longer")}
+    assert why == dict.fromkeys(("table", "longer"), "sines and cosines of positions")
+    asked = trained(network, analyze(network), train="^table$").parameters
+    assert set(asked) == {"w", "table", "v"}
+
+
+def test_learned_positions_are_trained() -> None:
+    moved = waves(8) + np.random.default_rng(0).normal(0, 0.02, (8, 6)).astype(np.float32)
+    network = model(POSITIONS, table=moved, longer=np.ones((1, 16, 6), np.float32), **BOUNDS)
+    parameters = trained(network, analyze(network)).parameters
+    assert set(parameters) == {"w", "table", "longer", "v"}

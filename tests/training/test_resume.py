@@ -46,6 +46,7 @@ OPTIONS: dict[str, Any] = {
     "prune_interval": 7,
     "threads": 1,
     "check": "off",
+    "round_to": 1,
     "checkpoint_every": "5steps",
 }
 
