@@ -8,7 +8,8 @@ Values it leaves open are listed by `unresolved`; running the model can settle t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -65,17 +66,17 @@ def settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
 
     Every open size of the inputs is given a number, twice, with different numbers; what comes out
     equal both times is static. So sizes that hide behind arithmetic on the batch size are found
-    without running the model.
+    without running the model. Some models take some sizes only (lines of text of one height, sounds
+    of some length): where numbers leave sizes unknown, others are tried, and the best are taken.
 
     Returns:
         Sizes per value name (None: dynamic; absent: unknown rank), as `Shapes` where any input
         has an open one, and arrays of values that are computed but cannot change.
     """
     inference = _Inference(model)
-    first = _settle(model, inference, _numbers(model, 0))
     if not any(_open(value) for value in model_input(model)):
-        return first
-    second = _settle(model, inference, _numbers(model, 1))
+        return _settle(model, inference, {})
+    first, second = _best(model, inference)
     trials = {
         name: tuple(zip(sizes, second[0][name], strict=True))
         for name, sizes in first[0].items()
@@ -91,6 +92,24 @@ def settle(model: ir.Model) -> tuple[dict[str, Sizes], dict[str, Array]]:
         if name in second[1] and np.array_equal(array, second[1][name])
     }
     return shapes, known
+
+
+_Settled: TypeAlias = tuple[dict[str, Sizes], dict[str, Array]]
+
+
+def _best(model: ir.Model, inference: _Inference) -> tuple[_Settled, _Settled]:
+    """Both answers with the first stand-ins that leave nothing unknown, else the least."""
+    made = {value.name for node in model.graph for value in node.outputs if value.name}
+    found: list[tuple[int, _Settled, _Settled]] = []
+    for stand_ins in _STAND_INS:
+        first, second = (_settle(model, inference, _numbers(model, stand_ins, n)) for n in (0, 1))
+        answers = (first[0], second[0])
+        sizes = [size for answer in answers for each in answer.values() for size in each]
+        if None not in sizes and all(made <= answer.keys() for answer in answers):
+            return first, second
+        found.append((sum(size is not None for size in sizes), first, second))
+    _, first, second = max(found, key=lambda entry: entry[0])
+    return first, second
 
 
 def _settle(
@@ -113,10 +132,16 @@ def _open(value: ir.Value) -> list[int]:
     return [position for position, size in enumerate(value.shape) if not isinstance(size, int)]
 
 
-_STAND_INS = {"batch": (6, 10), "spatial": (64, 128), "other": (24, 40)}
+_STAND_INS: Sequence[Mapping[str, tuple[int, int]]] = (
+    {"batch": (6, 10), "spatial": (64, 128), "other": (24, 40)},
+    {"batch": (6, 10), "spatial": (48, 64), "other": (4096, 6144)},
+    {"batch": (6, 10), "spatial": (224, 256), "other": (32000, 48000)},
+)
 
 
-def _numbers(model: ir.Model, which: int) -> dict[str, Sizes]:
+def _numbers(
+    model: ir.Model, stand_ins: Mapping[str, tuple[int, int]], which: int
+) -> dict[str, Sizes]:
     """Numbers for the open sizes of the inputs; sizes of one name get the same number."""
     chosen: dict[str, int] = {}
     numbers: dict[str, Sizes] = {}
@@ -127,7 +152,7 @@ def _numbers(model: ir.Model, which: int) -> dict[str, Sizes]:
         for position in _open(value):
             kind = "batch" if position == 0 else "spatial" if len(value.shape) > 3 else "other"
             name = str(value.shape[position]) if value.shape[position] else f"{kind}?"
-            sizes[position] = chosen.setdefault(name, _STAND_INS[kind][which])
+            sizes[position] = chosen.setdefault(name, stand_ins[kind][which])
         numbers[value.name or ""] = tuple(sizes)
     return numbers
 

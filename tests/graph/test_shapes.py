@@ -100,3 +100,18 @@ def test_an_input_shape_is_parsed_from_its_last_colon() -> None:
 def test_dtypes_are_inferred() -> None:
     network = model("(float[N, 4] x) => (int64[N] y) { y = ArgMax<axis = 1, keepdims = 0>(x) }")
     assert str(dtypes(network)["y"]) == "INT64"
+
+
+def test_heights_that_the_model_does_not_take_are_not_believed() -> None:
+    """Concat asks for a height of 1 after the pooling: 48 and 64 give it, 128 does not."""
+    network = model(
+        """(float[N, 3, H, 8] x) => (float[N, 2, 1, 8] y) <float[2, 6, 1, 1] w> {
+            p = AveragePool <kernel_shape = [48, 1], strides = [48, 1]> (x)
+            m = ReduceMean <axes = [2]> (x)
+            c = Concat <axis = 1> (p, m)
+            y = Conv(c, w)
+        }"""
+    )
+    shapes, _ = settle(network)
+    assert shapes["c"] == (None, 6, 1, 8)
+    assert shapes["x"] == (None, 3, None, 8)
