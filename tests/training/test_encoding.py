@@ -18,7 +18,7 @@ from runs import DENSE
 from onnxprune.base import Axis, Floats, Window
 from onnxprune.errors import DataError, MethodError
 from onnxprune.graph.groups import analyze
-from onnxprune.methods import METHODS
+from onnxprune.methods import METHODS, Course
 from onnxprune.training.encoding import decode, encode
 
 
@@ -120,7 +120,7 @@ def test_other_kinds_are_of_a_newer_version() -> None:
 def test_the_first_state_of_every_method_is_plain_data(name: str) -> None:
     make = METHODS[name]
     assert make is not None
-    state = make().init(analyze(model(DENSE)), 7)
+    state = make().init(analyze(model(DENSE)), Course(steps=100, epoch=20, interval=7))
     document, arrays = encode(state)
     again, others = encode(through_json(state))
     assert again == document
