@@ -212,6 +212,8 @@ def _dry_run(
         input_shapes=config.input_shapes or None,
         train=config.train_params,
         freeze=config.freeze,
+        provider=config.provider,
+        threads=config.threads,
     )
     begin(problem, problem.model, found.trained)
     facts: Mapping[str, Any] = {

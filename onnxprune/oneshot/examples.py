@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxprune.base import Array, Axis, Observable, Observations
 from onnxprune.data import TARGET, Data, Source, Split, fit, input_specs, read
 from onnxprune.data.synthetic import synthetic
+from onnxprune.graph.batch import fixed_batches
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.shapes import dtypes
 from onnxprune.instrument.statistics import attach
@@ -110,7 +111,7 @@ def gather(
         count: of made-up examples, where the model leaves that open.
     """
     shapes = {name: tuple(sizes) for name, sizes in config.input_shapes.items()}
-    static = _static_batch(model)
+    static = next(iter(fixed_batches(model).values()), None)
     if source is None:
         images = any(len(value.shape or ()) > 3 for value in model_input(model))
         rng = np.random.default_rng(config.seed)
@@ -126,13 +127,6 @@ def gather(
         layout=config.layout,
     )
     return Examples(data=data, made_up={}, static=static, notes=data.notes)
-
-
-def _static_batch(model: ir.Model) -> int | None:
-    for value in model_input(model):
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int):
-            return int(value.shape[0])
-    return None
 
 
 def observe(

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.base import Array, Axis, Balanced, Coupling, Fact, Floats, Inexact, Inner
 from onnxprune.emit import Emitter
 from onnxprune.ops.edit import Absorber, Edit, shifts
+from onnxprune.ops.opening import Opening, opens
 from onnxprune.ops.registry import (
     Role,
     View,
@@ -132,6 +133,18 @@ def resize_hidden(edit: Edit) -> None:
     kept = edit.kept_at(edit.view.input(_R), 2)
     if kept is not None:
         edit.view.node.attributes.add(ir.AttrInt64("hidden_size", len(kept)))
+
+
+@opens("LSTM", "GRU", "RNN")
+def open_states(opening: Opening) -> bool:
+    """Lengths and initial states that are the same for all examples are repeated."""
+    x, axis = opening.view.input(_X), opening.follows(opening.view.input(_X))
+    if x is None or axis is None:
+        return False
+    own = 0 if opening.view.attribute("layout", 0) else 1
+    places = {_LENGTHS: 0, **dict.fromkeys(_STATES, own)}
+    repeated = [opening.repeat(slot, place, x, axis) for slot, place in places.items()]
+    return any(repeated)
 
 
 @macs("LSTM", "GRU", "RNN")

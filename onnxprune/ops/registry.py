@@ -10,6 +10,7 @@ of an operator stand in its family's file; a third party may add its own from it
     @traces      what a unit's value is as a function of its incoming parameters
     @parameters  input slots that hold what is trained
     @mimics      standard operators with the same sizes, where shape inference knows no better
+    @opens       what follows the batch, where the file holds the size of one (`ops.opening`)
     @dequantizes the real numbers behind a weight of integers
     @zero_points input slots that say which number stands for nothing at a data input
     @lowers      an equal composition of operators that can be differentiated

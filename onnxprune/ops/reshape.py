@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Choice, Fact, Frozen, Reason
 from onnxprune.ops.edit import Edit
 from onnxprune.ops.elementwise import broadcast
+from onnxprune.ops.opening import Opening, opens
 from onnxprune.ops.registry import View, couples, resizes, traces
 from onnxprune.ops.trace import Trace, TraceView
 
@@ -270,6 +272,75 @@ def resize_attribute(edit: Edit) -> None:
         if kept is not None and entry > 0:
             target[position] = len(kept)
     edit.view.node.attributes.add(ir.AttrInt64s("shape", target))
+
+
+@opens("Reshape", since=5)
+def open_target(opening: Opening) -> bool:
+    """The size of the axis that the batch goes into is inferred, all others are written out.
+
+    (Of older targets, which are attributes, shape inference says nothing.)
+    """
+    sizes = None if opening.view.constant(1) is None else _opened(opening)
+    return sizes is not None and opening.write(1, np.array(sizes, np.int64))
+
+
+def _opened(opening: Opening) -> list[int] | None:
+    """The target with -1 where the batch goes; None where that is unknown, or nothing goes."""
+    view, x = opening.view, opening.view.input(0)
+    if not opening.is_live(x):
+        return None
+    before, after = (view.shapes.get(v.name or "") for v in (x, view.output()) if v is not None)
+    if not before or after is None or None in before or None in after or 0 in after:
+        return None
+    left, right = ([size or 0 for size in sizes] for sizes in (before, after))
+    place = batch_place(left, right, opening.follows(x) or 0, opening.batch)
+    return None if place is None else [-1 if p == place else n for p, n in enumerate(right)]
+
+
+def batch_place(before: Sequence[int], after: Sequence[int], axis: int, batch: int) -> int | None:
+    """Which axis of the sizes `after` gets the batch that `axis` of `before` holds; None if none.
+
+    Row-major order says where among the elements the batch begins. An axis there of just its size
+    is it. Else it is part of the axis in whose middle it begins, or, between two axes, of the
+    second one, unless from there on an example is as it was, or one axis: then of the first one.
+
+    Example: of (7, 1, 12) to (7, 1, 3, 4) axis 1, to (7, 12) axis 0, to (7, 3, 4) axis 1.
+    """
+    start = math.prod(before[:axis])
+    stop = start * before[axis]
+    starts = [math.prod(after[:place]) for place in range(len(after))]
+    for place, first in enumerate(starts):
+        if after[place] == batch and start <= first and first * batch <= stop:
+            return place
+    ends = [first * size for first, size in zip(starts, after, strict=True)]
+    spans = [place for place, size in enumerate(after) if size > 1]
+    inside = [place for place in spans if starts[place] < start < ends[place]]
+    behind = [place for place in spans if starts[place] == start]
+    ahead = [place for place in spans if ends[place] == start]
+    rest = [size for size in before[axis + 1 :] if size > 1]
+    if (
+        ahead
+        and behind
+        and [after[place] for place in spans if starts[place] >= start]
+        in (
+            rest,
+            [math.prod(before[axis:]) // batch],
+        )
+    ):
+        behind = []
+    found = next(iter([*inside, *behind, *ahead]), 0)
+    return found if after and after[found] % batch == 0 else None
+
+
+@opens("Expand")
+def open_expand(opening: Opening) -> bool:
+    """The size that the data brings need not be in the target."""
+    view, x = opening.view, opening.view.input(0)
+    target, axis = view.constant(1), opening.follows(x)
+    if target is None or axis is None:
+        return False
+    place = axis - len(view.shape(x)) + len(target)
+    return place >= 0 and opening.write(1, np.where(np.arange(len(target)) == place, 1, target))
 
 
 @traces("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from onnxprune.base import Axis, Coupling, Fact
 from onnxprune.ops.edit import Edit
+from onnxprune.ops.opening import Opening, opens
 from onnxprune.ops.registry import View, arange, couples, resizes, traces
 from onnxprune.ops.trace import Kind, Trace, TraceView
 
@@ -75,6 +76,16 @@ def resize_sizes(edit: Edit) -> None:
     """The sizes of axes that are not scaled follow; scales stay."""
     if edit.view.input(3) is not None:
         mend_listed(edit, 3)
+
+
+@opens("Resize", since=11)
+def open_sizes(opening: Opening) -> bool:
+    """Among the sizes stands that of the batch, whatever it is; scales stay."""
+    view, x = opening.view, opening.view.input(0)
+    axis = opening.follows(x)
+    if x is None or axis is None or view.input(3) is None or axis not in _listed(view):
+        return False
+    return opening.follow(3, _listed(view).index(axis), x, axis)
 
 
 def mend_listed(edit: Edit, slot: int) -> None:

@@ -6,11 +6,8 @@ Entry: `deliver`. What is written is read again and compared with what the sessi
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Split
@@ -23,6 +20,7 @@ from onnxprune.reports import (
     Size,
 )
 from onnxprune.rewrite.residual import settled
+from onnxprune.runtime.batches import in_batches
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner, is_newer, lowered_note
 from onnxprune.runtime.single import is_single, saturates
@@ -31,11 +29,12 @@ from onnxprune.training.evaluation import model_metrics
 from onnxprune.training.loop import Outcome
 from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem
-from onnxprune.training.pruning import Stage, inputs_of, removable, size
+from onnxprune.training.pruning import Stage, removable, size
 from onnxprune.training.resuming import Request
 
 __all__ = ["deliver", "metrics_of"]
 
+_COMPARED = 32  # examples on which models are compared and timed
 _FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the session computed
 
 
@@ -88,7 +87,7 @@ def _save(model: ir.Model, target: Path, directory: RunDirectory) -> None:
 def metrics_of(problem: Problem, model: ir.Model, split: Split) -> dict[str, float]:
     """Metrics of `model` on `split`, on the device of the run."""
     return model_metrics(
-        model,
+        problem.unfixed(model),
         split,
         problem.objectives,
         batch_size=problem.batch_size,
@@ -101,28 +100,24 @@ def metrics_of(problem: Problem, model: ir.Model, split: Split) -> dict[str, flo
 def _check_file(problem: Problem, model: ir.Model, path: Path, outcome: Outcome) -> None:
     """The file that was written computes what the training session did, and the model in memory."""
     file = load(path)
-    feeds = _some_inputs(problem)
+    feeds = problem.first_inputs(_COMPARED)
     half = tolerance_of(file)
     tolerance = half if half > TOLERANCE else _FILE_TOLERANCE
     found = compare(model, file, feeds, device=problem.device, tolerance=tolerance)
     if found.holds and outcome.witness is not None:
-        feeds, predicted = outcome.witness
+        witnesses, predicted = outcome.witness
         name = problem.objective.prediction
         copy = evaluation_copy(file, [name])
         if not is_random(copy):  # else the session drew other numbers
             runner = Runner(copy, device=problem.device)
-            found = agreement({name: predicted}, runner.run(feeds), tolerance=tolerance)
+            again = in_batches(runner, witnesses, problem.own_batch or len(predicted))
+            found = agreement({name: predicted}, again, tolerance=tolerance)
     if not found.holds:
         raise InvariantError(
             f"{path}: computes something else than the trained model (difference "
             f"{found.error:.1e}); please report this",
             path=path,
         )
-
-
-def _some_inputs(problem: Problem) -> Mapping[str, np.ndarray[Any, Any]]:
-    count = problem.batch_size if problem.static_batch else min(32, len(problem.train))
-    return inputs_of(problem.train.batch(np.arange(count)))
 
 
 def _report(
@@ -137,7 +132,7 @@ def _report(
 ) -> Report:
     given = settled(problem.model, problem.shortcuts)
     models = (given, result)
-    times = latencies(models, _some_inputs(problem), device=problem.device)
+    times = latencies(models, problem.first_inputs(_COMPARED), device=problem.device)
     analyses = (stage.analysis, outcome.stage.analysis)
     if problem.shortcuts:
         analyses = (removable(given, problem.config), removable(result, problem.config))

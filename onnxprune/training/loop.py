@@ -116,8 +116,7 @@ class Loop:
             self.stage, self.tally = resumed.stage, resumed.tally
             self.state, self.seconds = resumed.state, resumed.seconds
         self.observe_every = observe_every(pruner, self.interval)
-        count = problem.batch_size if problem.static_batch else min(_WITNESSES, len(problem.train))
-        self.witnesses = inputs_of(problem.train.batch(np.arange(count)))
+        self.witnesses = problem.witnesses(_WITNESSES)
         check_target(problem.config, pruner, self.before)
         self.round: Round | None = self._open()
         if resumed is None:
@@ -357,7 +356,7 @@ class Loop:
             plan = completed(now.analysis, plan, round_to=problem.config.round_to)
         if plan is None or plan.is_empty():
             return
-        size = problem.batch_size if problem.static_batch else _VERIFIED
+        size = problem.own_batch or _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
         self.tally = self.tally.checked(record)
         if stage is not self.stage:
@@ -373,9 +372,11 @@ class Loop:
         return replace(self.stage, analysis=replace(analysis, groups=groups))
 
     def _draw(self, purpose: str, count: int) -> dict[str, Array]:
-        """Inputs of `count` random training examples."""
+        """Inputs of `count` random training examples, or all; of just so many where it matters."""
         rng = stream(self.problem.config.seed, purpose, self.stage.snapshot.step)
         chosen = rng.permutation(len(self.problem.train))[:count]
+        if self.problem.own_batch is not None:
+            chosen = np.resize(chosen, count)
         return inputs_of(self.problem.train.batch(np.sort(chosen)))
 
     # --- judging ---------------------------------------------------------------------------------

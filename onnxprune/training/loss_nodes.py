@@ -8,7 +8,6 @@ nodes on whole arrays, for validation. Every formula is a function here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -96,7 +95,7 @@ def measure(
     Returns:
         The weighted sum under `LOSS`, the terms under their names.
     """
-    objectives = [_of_any_batch(objective) for objective in objectives]
+    objectives = [objective.of_any_batch() for objective in objectives]
     names = dict.fromkeys(name for objective in objectives for name in objective.values)
     values = [_input(name, arrays[name]) for name in names]
     graph = ir.Graph(values, values, nodes=[], opset_imports={"": _OPSET}, name="loss")
@@ -108,12 +107,6 @@ def measure(
     whole.graph.outputs.extend(kept)
     found = Runner(whole, device).run(arrays, wanted)
     return {parts.get(name, name): float(value) for name, value in found.items()}
-
-
-def _of_any_batch(objective: Objective) -> Objective:
-    """For all examples together, also where the model takes batches of one size only."""
-    shape = objective.shape
-    return objective if shape is None else replace(objective, shape=(None, *shape[1:]))
 
 
 def _input(name: str, array: Array) -> ir.Value:

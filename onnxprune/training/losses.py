@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -88,6 +88,10 @@ class Objective:
     def name(self) -> str:
         """What records call the term."""
         return self.loss.name if self.loss.kind != "auto" else self.kind
+
+    def of_any_batch(self) -> Objective:
+        """The same term where predictions are not those of one batch of the model's own size."""
+        return self if self.shape is None else replace(self, shape=(None, *self.shape[1:]))
 
 
 # --- choosing ------------------------------------------------------------------------------------

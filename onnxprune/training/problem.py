@@ -22,12 +22,15 @@ from onnxprune.data import (
     read,
     split_validation,
 )
-from onnxprune.errors import ConfigError, DataError
+from onnxprune.data.synthetic import synthetic
+from onnxprune.errors import ConfigError, DataError, InvariantError
+from onnxprune.graph.batch import fixed_batches, opened
 from onnxprune.graph.shapes import settle, with_input_shapes
 from onnxprune.model import load, model_input
 from onnxprune.ops.registry import Sizes
 from onnxprune.rewrite.inline import inline
 from onnxprune.rewrite.untie import untie
+from onnxprune.runtime.batches import PROVING, is_same
 from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
 from onnxprune.training.goals import divergence_of_mean, goals, target_names, taught_values
@@ -54,10 +57,11 @@ class Problem:
         trivial_loss: of the best constant prediction: the targets' entropy in nats, or their
             variance; the mean of these where the model predicts several values. Of several terms
             the weighted sum; custom ones and values inside the model count nothing.
-        batch_size: examples per pass: the configuration's, or the model's when its batch axis is
-            static.
-        static_batch: whether every batch must have that size.
+        batch_size: examples per pass: the configuration's, or the model's when it takes no others.
+        static_batch: whether every pass must have that size.
         notes: decisions the user should know about.
+        own_batch: how many examples the model's own graph takes at once; None: any number. Where
+            passes are not bound to it, `unfixed` copies are trained.
         shortcuts: names of the matrices that decouple shortcuts (`rewrite.residual`).
     """
 
@@ -74,6 +78,7 @@ class Problem:
     static_batch: bool
     device: Device
     notes: tuple[str, ...]
+    own_batch: int | None = None
     shortcuts: frozenset[str] = frozenset()
 
     @property
@@ -89,6 +94,30 @@ class Problem:
     def taught(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
         """`batch` with what the teacher says of it, where there is one."""
         return batch if self.teacher is None else self.teacher(batch)
+
+    def unfixed(self, model: ir.Model) -> ir.Model:
+        """`model`, or a copy of it that takes what passes have where its own graph does not.
+
+        Args:
+            model: the one given, or what is left of it after removals.
+        """
+        if self.own_batch is None or self.static_batch:
+            return model
+        copy = opened(model, self.own_batch)
+        if copy is None:
+            raise InvariantError("the model takes batches of any size no more; please report this")
+        return copy
+
+    def first_inputs(self, most: int) -> dict[str, Array]:
+        """The inputs of the first training examples, as many as the model's own graph takes."""
+        count = self.own_batch or min(most, len(self.train))
+        return _inputs(self.train, count)
+
+    def witnesses(self, most: int) -> dict[str, Array]:
+        """The inputs of some examples for a session; whole batches for the model's own graph."""
+        if self.own_batch is None or self.static_batch:
+            return self.first_inputs(most)
+        return _inputs(self.train, self.own_batch * max(most // self.own_batch, 2))
 
     @property
     def step_size(self) -> int:
@@ -138,23 +167,17 @@ def pose(
         rng = stream(config.seed, "validation")
         train, given = split_validation(train, config.validation_fraction, rng)
     _check_validation(given, config)
-    static = _static_batch(model)
-    least = 0 if static is None else static * config.accumulate
-    if len(train) < least:
-        raise DataError(
-            f"{os.fspath(path)}: takes batches of {static} only, but there are {len(train)} "
-            f"training examples, and a step needs {least}; give more, or export the model with a "
-            "dynamic batch axis",
-            expected=least,
-            got=len(train),
-        )
-    notes = fitted.notes
-    if static is not None and static != config.batch_size:
-        notes += (f"the model takes batches of {static} only, so --batch-size is {static}",)
     device = Device(provider=config.provider, threads=config.threads)
+    own = _own_batch(model)
+    copy = None if own is None else _opened(model, train, own, config, device)
+    static = own if copy is None else None
+    if static is not None:
+        _check_enough(path, len(train), static, config)
+    elif own is not None:
+        objectives = tuple(objective.of_any_batch() for objective in objectives)
     size = static or config.batch_size
     values = taught_values(objectives)
-    teacher = Teacher(model, values, device=device, size=size) if values else None
+    teacher = Teacher(copy or model, values, device=device, size=size) if values else None
     return Problem(
         model=model,
         config=config,
@@ -168,7 +191,8 @@ def pose(
         batch_size=size,
         static_batch=static is not None,
         device=device,
-        notes=notes,
+        notes=(*fitted.notes, *_batch_notes(own, size, is_open=copy is not None)),
+        own_batch=own,
     )
 
 
@@ -255,17 +279,13 @@ def fit_data(model: ir.Model, data: Source, validation: Source | None, config: R
     )
 
 
-def _static_batch(model: ir.Model) -> int | None:
-    """The first size of the inputs, where it is a number.
+def _own_batch(model: ir.Model) -> int | None:
+    """How many examples the inputs take, where that is a number.
 
     Raises:
-        ConfigError: two inputs have different ones.
+        ConfigError: two inputs take different ones.
     """
-    sizes = {
-        value.name: int(value.shape[0])
-        for value in model_input(model)
-        if value.shape is not None and len(value.shape) and isinstance(value.shape[0], int)
-    }
+    sizes = fixed_batches(model)
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(
@@ -274,6 +294,60 @@ def _static_batch(model: ir.Model) -> int | None:
             sizes=sizes,
         )
     return next(iter(sizes.values()), None)
+
+
+def _opened(
+    model: ir.Model, train: Split, own: int, config: RunConfig, device: Device
+) -> ir.Model | None:
+    """A copy that takes batches of any size, compared with the model; None if there is none.
+
+    Compared on examples, and on made-up inputs, as examples may be alike or zero in places.
+    """
+    copy = opened(model, own)
+    if copy is None:
+        return None
+    count, shapes = PROVING * own, {name: tuple(s) for name, s in config.input_shapes.items()}
+    rng = np.random.default_rng(config.seed)
+    made_up = synthetic(copy, rng, examples=count, input_shapes=shapes)
+    same = all(
+        is_same(model, copy, feeds, own, device=device)
+        for feeds in (_inputs(train, count), made_up)
+    )
+    return copy if same else None
+
+
+def _inputs(split: Split, count: int) -> dict[str, Array]:
+    """The inputs of the first `count` examples, from the beginning again where there are fewer."""
+    batch = split.batch(np.arange(count) % len(split))
+    return {name: array for name, array in batch.items() if not name.startswith(TARGET)}
+
+
+def _check_enough(path: str | os.PathLike[str], count: int, static: int, config: RunConfig) -> None:
+    """There are enough training examples for one step."""
+    least = static * config.accumulate
+    if count < least:
+        raise DataError(
+            f"{os.fspath(path)}: takes batches of {static} only, but there are {count} "
+            f"training examples, and a step needs {least}; give more, or export the model with a "
+            "dynamic batch axis",
+            expected=least,
+            got=count,
+        )
+
+
+def _batch_notes(own: int | None, size: int, *, is_open: bool) -> tuple[str, ...]:
+    """What to say of a model that takes batches of `own` examples, trained in passes of `size`."""
+    if own is None:
+        return ()
+    if is_open:
+        return (
+            f"the model takes batches of {own} only; copies of it that take any were trained, and "
+            "gave the same results",
+        )
+    return (
+        f"the model takes batches of {own} only, so --batch-size is {size}; no copy for other "
+        "sizes was found that gives the same results",
+    )
 
 
 def _shaped(model: ir.Model, shapes: Mapping[str, Sizes]) -> ir.Model:

@@ -136,7 +136,7 @@ def moment(
 
     def probe(axes: Iterable[Axis], observables: Iterable[Observable]) -> Observations:
         ranks = {name: len(sizes) for name, sizes in stage.analysis.shapes.items()}
-        forward = evaluation_copy(model, [problem.objective.prediction])
+        forward = evaluation_copy(problem.unfixed(model), [problem.objective.prediction])
         instrumented, collector = attach(forward, axes, observables, ranks)
         if not collector.names:
             return {}

@@ -89,7 +89,8 @@ def opened(
     Raises:
         TrainingError: the engine has no gradient for an operator, or does not survive the graph.
     """
-    copy = training_copy(problem, model, snapshot.step, origins)
+    free = problem.unfixed(model)
+    copy = training_copy(problem, free, snapshot.step, origins)
     names = [name for name in snapshot.parameters if name in copy.model.graph.initializers]
     copies, collector = [copy], Collector(outputs={})
     ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
@@ -111,7 +112,7 @@ def opened(
         observed, hits = with_top_k(graph, layers, influence, counted=counted)
         collector = collector.joined(products).joined(hits)
     update = update_graph(problem.config, plain, snapshot, influence)
-    evaluation = evaluation_copy(model, judged_values(problem.objectives))
+    evaluation = evaluation_copy(free, judged_values(problem.objectives))
     session = Session(
         plain=plain,
         update=update,
@@ -206,7 +207,7 @@ def begin(problem: Problem, model: ir.Model, parameters: Sequence[str]) -> Snaps
             float8.
     """
     values = constants(model)
-    copy = training_copy(problem, model, 0)
+    copy = training_copy(problem, problem.unfixed(model), 0)
     trained = [name for name in parameters if name in copy.model.graph.initializers]
     if not trained:
         raise ConfigError(

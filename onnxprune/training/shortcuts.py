@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Plan
@@ -25,7 +24,7 @@ from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.runtime.latency import latencies
 from onnxprune.training.config import RunConfig, Target
 from onnxprune.training.problem import Problem, sized
-from onnxprune.training.pruning import inputs_of, removable
+from onnxprune.training.pruning import removable
 
 __all__ = ["with_shortcuts"]
 
@@ -47,8 +46,7 @@ def with_shortcuts(problem: Problem) -> Problem:
     wins, note = True, f"{len(names)} shortcuts decoupled"
     if config.residual == "decouple":
         models = [_small(problem.model, config, ()), _small(loose, config, names)]
-        count = min(problem.batch_size, len(problem.train))
-        batch = inputs_of(problem.train.batch(np.arange(count)))
+        batch = problem.first_inputs(problem.batch_size)
         wins, note = faster(*latencies(models, batch, device=problem.device))
         note += ", pruned by magnitude to the target"
     if not wins:

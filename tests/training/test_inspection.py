@@ -119,6 +119,22 @@ def test_parameters_in_front_of_an_operator_without_a_gradient_are_listed(
     assert ("a", "no gradient through Compress (c)") in result.untrained
 
 
+@pytest.mark.ort
+def test_how_a_batch_of_one_size_is_trained_is_said(inspected: Inspect) -> None:
+    text = "(float[2, 4] x) => (float[2, 3] y) <float[4, 3] w> {{ {} y = MatMul(s, w) }}"
+    alone = inspected(model(text.format("s = Relu(x)")), threads=1)
+    assert alone.notes == (
+        "takes batches of 2 only; a copy that takes any gives the same results, and is what is "
+        "trained",
+    )
+    mixed = inspected(model(text.format("m = ReduceMean<axes = [0]>(x)  s = Sub(x, m)")))
+    assert mixed.notes == (
+        "takes batches of 2 only, and no copy that takes others was found: trained in such batches",
+    )
+    with pytest.raises(ConfigError, match="device 'tpu': unknown"):
+        inspected(model(text.format("s = Relu(x)")), provider="tpu")
+
+
 def test_parameters_that_no_output_depends_on_are_listed(inspected: Inspect) -> None:
     network = model(
         """(float[N, 4] x) => (float[N, 2] y, int64[N] label)

@@ -54,12 +54,23 @@ def two_inputs(first: str, second: str) -> str:
 
 
 PAIR = ({name: np.zeros((8, 4), np.float32) for name in "ab"}, np.arange(8) % 4)
+SIZES = [("4", "N"), ("N", "4"), ("4", "4")]
 
 
-@pytest.mark.parametrize(("first", "second"), [("4", "N"), ("N", "4"), ("4", "4")])
+@pytest.mark.parametrize(("first", "second"), SIZES)
+def test_a_batch_of_one_size_is_opened(tmp_path: Path, first: str, second: str) -> None:
+    problem = posed(tmp_path, two_inputs(first, second), PAIR, batch_size=3)
+    assert (problem.batch_size, problem.static_batch, problem.own_batch) == (3, False, 4)
+    assert {len(array) for array in problem.first_inputs(32).values()} == {4}
+
+
+@pytest.mark.parametrize(("first", "second"), SIZES)
 def test_a_static_batch_of_any_input_counts(tmp_path: Path, first: str, second: str) -> None:
-    problem = posed(tmp_path, two_inputs(first, second), PAIR)
-    assert (problem.batch_size, problem.static_batch) == (4, True)
+    text = two_inputs(first, second).replace(
+        "s = Add(a, b)", "m = ReduceMean<axes = [0]>(a)  s = Sub(b, m)"
+    )
+    problem = posed(tmp_path, text, PAIR)  # alike in zeros, but not in made-up numbers
+    assert (problem.batch_size, problem.static_batch, problem.own_batch) == (4, True, 4)
 
 
 def test_different_static_batches_are_refused(tmp_path: Path) -> None:

@@ -131,18 +131,54 @@ def test_two_inputs_are_fed_by_name(train: Train) -> None:
     halved(result)
 
 
-def test_a_static_batch_axis_sets_the_batch_size(train: Train) -> None:
-    source = model(DENSE.replace("float[N,", "float[10,"))
+IMAGES = """(float[N, 1, 8, 8] x) => (float[N, 10] y)
+<float[6, 1, 3, 3] w, float[6] b, float[54, 16] u, float[16, 10] v> {
+    c = Conv<strides = [2, 2]>(x, w, b)  a = Relu(c)  f = Reshape(a, shape)
+    g = MatMul(f, u)  h = Relu(g)  y = MatMul(h, v) }"""
+
+
+@pytest.mark.parametrize("batch", [1, 10])
+def test_a_model_for_one_batch_size_trains_as_one_for_any_does(train: Train, batch: int) -> None:
+    x, y = digits(300)
+    data = (x.reshape(-1, 1, 8, 8), y)
+    options = {**SHRINK, "epochs": 2, "batch_size": 32, "optimizer": "momentum"}
+    any_size = model(IMAGES, shape=np.array([0, 54]))
+    one_size = model(IMAGES.replace("float[N,", f"float[{batch},"), shape=np.array([batch, 54]))
+    expected, found = (train(source, data, **options) for source in (any_size, one_size))
+    halved(found)
+    assert found.report.steps == expected.report.steps
+    assert found.report.after.parameters == expected.report.after.parameters
+    assert found.report.after.metrics == pytest.approx(expected.report.after.metrics, rel=1e-4)
+    for name in ("w", "b", "u", "v"):
+        np.testing.assert_allclose(
+            array(found.file, name), array(expected.file, name), rtol=1e-4, atol=1e-5
+        )
+    assert array(found.file, "shape")[0] == batch
+    (note,) = [note for note in found.report.notes if "batches of" in note]
+    assert note.startswith(f"the model takes batches of {batch} only; copies of it that take any")
+
+
+MIXED = DENSE.replace("a = Relu(h)", "m = ReduceMean<axes = [0]>(h)  d = Sub(h, m)  a = Relu(d)")
+
+
+def test_a_batch_whose_examples_see_each_other_sets_the_batch_size(train: Train) -> None:
+    source = model(MIXED.replace("float[N,", "float[10,"))
     result = train(source, examples(205), **SHRINK)
     halved(result)
     assert result.report.steps == 4 * (len(examples(205)[0]) * 9 // 10 // 10)
-    assert any("takes batches of 10 only" in note for note in result.report.notes)
+    assert any("takes batches of 10 only, so" in note for note in result.report.notes)
 
 
-def test_fewer_examples_than_a_static_batch_are_refused(train: Train) -> None:
-    source = model(DENSE.replace("float[N,", "float[64,"))
+def test_fewer_examples_than_such_a_batch_are_refused(train: Train) -> None:
+    source = model(MIXED.replace("float[N,", "float[64,"))
     with pytest.raises(DataError, match="takes batches of 64 only, but there are 36 training"):
         train(source, examples(40))
+
+
+def test_fewer_examples_than_an_opened_batch_are_enough(train: Train) -> None:
+    source = model(DENSE.replace("float[N,", "float[64,"))
+    result = train(source, examples(40), **SHRINK)
+    assert result.report.steps == 4 * 2  # epochs of 36 examples, 32 at a time
 
 
 @pytest.mark.parametrize(
