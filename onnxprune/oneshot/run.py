@@ -9,24 +9,23 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.data import Source, check_target
+from onnxprune.data import Source
 from onnxprune.errors import (
     ConfigError,
-    DataError,
-    InvariantError,
     MethodError,
     ModelError,
 )
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
-from onnxprune.model import load, save, stored_size, trainable_dtype
+from onnxprune.model import load, stored_size, trainable_dtype
 from onnxprune.oneshot.config import PruneConfig
+from onnxprune.oneshot.delivery import Result, difference_notes, metrics, write
 from onnxprune.oneshot.examples import Difference, Examples, differences, gather
 from onnxprune.oneshot.removal import (
     Job,
@@ -39,30 +38,14 @@ from onnxprune.oneshot.removal import (
 from onnxprune.oneshot.verification import Verification, verification
 from onnxprune.reports import Event, Report, Size
 from onnxprune.rewrite.inline import inline
-from onnxprune.rewrite.recipe import METADATA, Recipe
+from onnxprune.rewrite.recipe import Recipe
 from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.verify import compare
-from onnxprune.storage import write_text
 from onnxprune.training.config import output_path
-from onnxprune.training.evaluation import model_metrics
-from onnxprune.training.losses import resolve
 
 __all__ = ["prune_file"]
-
-_FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the graph computed
-_TRIAL_BATCH = 32
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Result:
-    """Graphs before and after with their analyses, and how they compare."""
-
-    before: tuple[ir.Model, Analysis]
-    after: tuple[ir.Model, Analysis]
-    removal: Removal
-    difference: Difference | None
 
 
 def prune_file(
@@ -116,7 +99,7 @@ def _prune(
     output: str | os.PathLike[str] | None,
     config: PruneConfig,
     on_event: Callable[[Event], None] | None,
-) -> tuple[_Result, Job, tuple[str, ...], Path]:
+) -> tuple[Result, Job, tuple[str, ...], Path]:
     """Check, remove, verify and write: the result, what led to it, notes, and the file."""
     read = [data, config.recipe]
     protected = [path for path in read if isinstance(path, str | os.PathLike)]
@@ -140,7 +123,7 @@ def _prune(
     if on_event is not None:
         for event in removal.events:
             on_event(event)
-    _write(result, loaded, target, Path(model).name, job)
+    write(result, loaded, target, Path(model).name, job)
     return result, job, checks.notes, target
 
 
@@ -218,7 +201,7 @@ def _removed(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Jo
     return without_loss(model, job) if job.config.lossless else to_target(model, analysis, job)
 
 
-def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> _Result:
+def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> Result:
     after = analysis if removal.analysis is None else removal.analysis
     difference = None
     if job.verified == "whole":
@@ -238,7 +221,7 @@ def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> 
         difference = Difference(
             error=found.error, relative=found.relative, same=None, examples=count
         )
-    return _Result(
+    return Result(
         before=(model, analysis),
         after=(removal.model, after),
         removal=removal,
@@ -258,7 +241,7 @@ def _class_output(model: ir.Model, analysis: Analysis, examples: Examples) -> st
     return None
 
 
-def _shares(result: _Result, config: PruneConfig) -> tuple[float, bool] | None:
+def _shares(result: Result, config: PruneConfig) -> tuple[float, bool] | None:
     """The share of the target's quantity that remains, and whether that is little enough."""
     goal = config.goal
     if goal is None:
@@ -271,7 +254,7 @@ def _size(kind: str, model: ir.Model, analysis: Analysis) -> int:
     return cost.parameters(model) if kind == "params" else cost.macs(model, analysis)
 
 
-def _refuse(result: _Result, config: PruneConfig) -> None:
+def _refuse(result: Result, config: PruneConfig) -> None:
     """Under `strict` a missed target is an error."""
     shares = _shares(result, config)
     if config.strict and shares is not None and not shares[1]:
@@ -283,7 +266,7 @@ def _refuse(result: _Result, config: PruneConfig) -> None:
         )
 
 
-def _ceiling(result: _Result, config: PruneConfig) -> str:
+def _ceiling(result: Result, config: PruneConfig) -> str:
     goal, least = config.goal, result.removal.least
     assert goal is not None
     assert least is not None
@@ -292,49 +275,8 @@ def _ceiling(result: _Result, config: PruneConfig) -> str:
     return f"at least {least} {what} ({share:.1f} %) must stay"
 
 
-def _write(result: _Result, loaded: ir.Model, target: Path, name: str, job: Job) -> None:
-    """The model and its recipe; an empty removal writes the model as it was given."""
-    graph = result.after[0] if result.removal.rounds else loaded
-    recipe = Recipe(model=name, rounds=result.removal.rounds)
-    final = graph.clone()
-    final.metadata_props.pop(METADATA, None)
-    if job.config.metadata and recipe.rounds:
-        final.metadata_props[METADATA] = recipe.to_json()
-    save(final, target)
-    _write_recipe(recipe, Path(f"{target}.recipe.json"), job.config.recipe)
-    written = load(target)
-    if job.device is None:
-        return
-    found = compare(
-        result.after[0],
-        written,
-        job.examples.first,
-        device=job.device,
-        tolerance=_FILE_TOLERANCE,
-        parts=job.parts,
-    )
-    if not found.holds:
-        raise InvariantError(
-            f"{target}: computes something else than the pruned graph (difference "
-            f"{found.error:.1e}); please report this",
-            path=target,
-        )
-
-
-def _write_recipe(recipe: Recipe, path: Path, given: str | None) -> None:
-    """Next to the model; a recipe that is being repeated is not overwritten by itself."""
-    if given is not None and path.exists() and path.samefile(given):
-        return
-    try:
-        write_text(path, recipe.to_json(indent=1) + "\n")
-    except OSError as error:
-        raise ModelError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another -o", path=path
-        ) from error
-
-
 def _report(
-    result: _Result,
+    result: Result,
     job: Job,
     path: str | os.PathLike[str],
     target: Path,
@@ -345,7 +287,7 @@ def _report(
     if job.verified == "whole":
         models = [model for model, _ in sides]
         times = [*latencies(models, job.examples.first, device=job.device)]
-    measured, said = _metrics(result, job)
+    measured, said = metrics(result, job)
     sizes = [
         Size(
             parameters=cost.parameters(model),
@@ -376,57 +318,8 @@ def _report(
         notes=(
             *job.examples.notes,
             *result.removal.notes,
-            *_difference(result, job),
+            *difference_notes(result, job),
             *said,
             *notes,
         ),
     )
-
-
-def _difference(result: _Result, job: Job) -> tuple[str, ...]:
-    """The numbers that say how far the result is from the model given."""
-    found = result.difference
-    if found is None:
-        return ()
-    kind = "examples" if job.examples.data is not None else "made-up inputs"
-    text = (
-        f"largest difference to the model given: {found.error:.2g} (relative {found.relative:.1e}) "
-        f"on {found.examples} {kind}"
-    )
-    return (text if found.same is None else f"{text}; {100 * found.same:.2f} % same top class",)
-
-
-def _metrics(result: _Result, job: Job) -> tuple[list[dict[str, float]], tuple[str, ...]]:
-    """Metrics before and after where there are labels; why not where they do not fit."""
-    nothing: list[dict[str, float]] = [{}, {}]
-    data = job.examples.data
-    if data is None or job.device is None or job.parts:
-        return nothing, ()
-    name, split = next(
-        (name, part)
-        for name, part in (
-            ("test", data.test),
-            ("validation", data.validation),
-            ("given", data.train),
-        )
-        if part is not None
-    )
-    if split.target is None:
-        return nothing, ()
-    try:
-        objective = resolve(result.before[0], None, "auto", split.target)
-        split = check_target(split, objective.kind, objective.classes, shape=objective.shape)
-    except (ConfigError, DataError) as error:
-        return nothing, (f"no metrics: {error}",)
-    found = [
-        model_metrics(
-            model,
-            split,
-            (objective,),
-            batch_size=job.examples.static or _TRIAL_BATCH,
-            static=job.examples.static is not None,
-            device=job.device,
-        )
-        for model, _ in (result.before, result.after)
-    ]
-    return found, (f"metrics on {len(split)} {name} examples",)
