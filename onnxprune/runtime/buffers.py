@@ -6,9 +6,9 @@ copied; only the batch goes in, and only the small outputs that are asked for co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from onnxprune.base import Array
 from onnxprune.errors import InvariantError
 from onnxprune.runtime.session import Device, Runner, call, onnxruntime
 
-__all__ = ["Bound", "Store"]
+__all__ = ["Bound", "Chain", "Listed", "Runs", "Store"]
 
 Buffer: TypeAlias = Any  # an onnxruntime.OrtValue, which comes without annotations
 
@@ -76,6 +76,10 @@ class Store:
         array: Array = self._buffers[name].numpy()
         return array
 
+    def memory(self, name: str) -> Array:
+        """The buffer `name` itself, of a store on a CPU; who writes there changes it."""
+        return self._arrays[name]
+
     def buffer(self, name: str) -> Buffer:
         """The OrtValue to bind."""
         return self._buffers[name]
@@ -99,6 +103,59 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Runs(Protocol):
+    """What runs on buffers when it is given the rest."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; returns what is in no buffer."""
+        ...
+
+
+class Chain:
+    """Several runs, one behind the other, of which each takes what it needs of the same feeds."""
+
+    def __init__(self, links: Sequence[Runs]) -> None:
+        self._links = tuple(links)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run all of them; returns all their outputs."""
+        found: dict[str, Array] = {}
+        for link in self._links:
+            found |= link.run(feeds)
+        return found
+
+
+class Listed:
+    """A runner whose kernels overwrite the lists of buffers they are given, on a CPU.
+
+    Lists cannot be bound, but what is in them is not copied: the kernels write into the store.
+
+    Args:
+        runner: the model; what it returns does not matter.
+        store: owner of the buffers.
+        lists: buffers per input that is a list of tensors; all other inputs are fed at every run.
+    """
+
+    def __init__(self, runner: Runner, store: Store, lists: Mapping[str, Sequence[str]]) -> None:
+        self._runner = runner
+        self._lists = {
+            name: [store.memory(buffer) for buffer in buffers] for name, buffers in lists.items()
+        }
+        self._fed = tuple(name for name in runner.inputs if name not in lists)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once.
+
+        Raises:
+            DataError: an array is missing, or has another dtype or shape than the input.
+            ModelError: the runtime failed while running.
+        """
+        given = {name: self._runner.checked(name, feeds) for name in self._fed}
+        session = self._runner.session
+        call(lambda: session.run(None, {**self._lists, **given}), "cannot run the model")
+        return {}
 
 
 class Bound:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,7 @@ from onnxprune.runtime.verify import is_random
 from onnxprune.training.config import RunConfig
 from onnxprune.training.evaluation import judged_values
 from onnxprune.training.gradient import GradientGraph, differentiate
+from onnxprune.training.gradient_update import has_kernel
 from onnxprune.training.influence import (
     preactivations,
     scalars,
@@ -40,6 +42,7 @@ from onnxprune.training.trial import attempt
 from onnxprune.updates import rules
 from onnxprune.updates.accumulation import Accumulation, build_accumulation
 from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
+from onnxprune.updates.split import SplitUpdate, split_update
 
 __all__ = ["Round", "as_stored", "averaged", "begin", "needed", "opened", "own_array", "written"]
 
@@ -123,7 +126,7 @@ def opened(
         pass_size=problem.batch_size,
         device=problem.device,
     )
-    drawing = any(map(is_random, (plain.model, update.model, evaluation)))
+    drawing = any(map(is_random, (plain.model, *update.models, evaluation)))
     return Round(session, collector, plain.reasons, draws=drawing)
 
 
@@ -163,8 +166,8 @@ def _differentiated(copy: TrainingCopy, names: Sequence[str], provider: str) -> 
 
 def update_graph(
     config: RunConfig, graph: GradientGraph, snapshot: Snapshot, influence: Influence
-) -> UpdateGraph:
-    """The optimizer step for what `graph` trains."""
+) -> UpdateGraph | SplitUpdate:
+    """The optimizer step for what `graph` trains, around a kernel where there is one."""
     known: dict[str, Callable[[], rules.Rule]] = {
         "sgd": rules.sgd,
         "momentum": lambda: rules.momentum(mu=config.momentum),
@@ -174,23 +177,27 @@ def update_graph(
     gradients, parameters = transforms(
         influence, snapshot.masks, seed=config.seed, step=snapshot.step
     )
-    return build_update(
-        known[config.optimizer](),
-        {name: snapshot.parameters[name].shape for name in graph.parameters},
-        state={name: snapshot.state[name].shape for name in graph.state},
-        accumulated=config.accumulate > 1,
-        clip_value=config.clip_value,
-        clip_norm=config.clip,
-        weight_decay=config.weight_decay,
-        decay_vectors=config.decay_vectors,
-        average=config.ema,
-        scalars=scalars(influence),
-        gradient_transforms=gradients,
-        parameter_transforms=parameters,
-    )
+    rule = known[config.optimizer]()
+    shapes = {name: snapshot.parameters[name].shape for name in graph.parameters}
+    options: dict[str, Any] = {
+        "state": {name: snapshot.state[name].shape for name in graph.state},
+        "accumulated": config.accumulate > 1,
+        "clip_value": config.clip_value,
+        "clip_norm": config.clip,
+        "weight_decay": config.weight_decay,
+        "decay_vectors": config.decay_vectors,
+        "average": config.ema,
+        "scalars": scalars(influence),
+        "gradient_transforms": gradients,
+        "parameter_transforms": parameters,
+    }
+    split = None
+    if has_kernel(rule, config.provider):
+        split = split_update(rule, shapes, **options)
+    return split or build_update(rule, shapes, **options)
 
 
-def _accumulation(update: UpdateGraph, snapshot: Snapshot) -> Accumulation:
+def _accumulation(update: UpdateGraph | SplitUpdate, snapshot: Snapshot) -> Accumulation:
     """What gathers gradients between the steps of `update`."""
     shapes = {name: snapshot.parameters[name].shape for name in update.parameters}
     return build_accumulation(

@@ -15,6 +15,7 @@ from onnxprune.emit import Emitter
 from onnxprune.updates.graph import SHARE, UpdateGraph
 from onnxprune.updates.in_place import OPSET, Writer, check_aliasing
 from onnxprune.updates.ranks import match_ranks
+from onnxprune.updates.split import SplitUpdate
 
 __all__ = ["CONTINUED", "Accumulation", "build_accumulation"]
 
@@ -41,7 +42,7 @@ class Accumulation:
 
 
 def build_accumulation(
-    update: UpdateGraph,
+    update: UpdateGraph | SplitUpdate,
     shapes: Mapping[str, Sequence[int]],
     state: Mapping[str, Sequence[int]],
     dtype: ir.DataType = ir.DataType.FLOAT,

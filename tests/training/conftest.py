@@ -28,6 +28,7 @@ from onnxprune.training.session import Session
 from onnxprune.updates.accumulation import build_accumulation
 from onnxprune.updates.graph import build_update
 from onnxprune.updates.rules import Rule, momentum
+from onnxprune.updates.split import split_update
 
 SHARED = Path(__file__).parents[3] / "shared" / "models"
 
@@ -96,14 +97,17 @@ def open_training(
     rule: Rule | None = None,
     update: Mapping[str, Any] | None = None,
     pass_size: int = 0,
+    split: bool = False,
     **how: Any,
 ) -> Session:
     setup = prepare_training(model, **how)
     shapes = {name: setup.snapshot.parameters[name].shape for name in setup.graph.parameters}
     state = {name: array.shape for name, array in setup.snapshot.state.items()}
-    graph = build_update(
+    build = split_update if split else build_update
+    graph = build(
         rule or momentum(), shapes, state=state, accumulated=pass_size > 0, **(update or {})
     )
+    assert graph is not None
     return Session(
         plain=setup.graph,
         update=graph,
