@@ -154,6 +154,8 @@ def _pruned_lines(event: Pruned) -> list[str]:
         f"{len(event.removed)} groups  parameters {human(event.parameters)}  "
         f"{_checked(event)}"
     ]
+    if event.masked:
+        found[0] += f"  connections {human(event.parameters - event.masked)}"
     if event.bounded and math.isfinite(event.change):
         found[0] += f"  expected change {100 * event.change:.2g} %"
     if event.rolled_back:

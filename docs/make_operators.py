@@ -11,6 +11,7 @@ from pathlib import Path
 
 from onnxprune.ops.registry import (
     ABSORBS,
+    CONNECTS,
     COUPLES,
     MACS,
     NEWEST,
@@ -21,7 +22,8 @@ from onnxprune.ops.registry import (
 from onnxprune.training.differentiable import means
 
 COLUMNS = (
-    "operator", "opsets", "couples", "weights", "resizes", "macs", "absorbs", "traces", "gradient",
+    "operator", "opsets", "couples", "weights", "resizes", "macs", "absorbs", "connects", "traces",
+    "gradient",
 )  # fmt: skip
 PAGE = Path(__file__).with_name("operators.md")
 HEAD = """# Operators
@@ -36,6 +38,7 @@ reason.
 * **resizes**: attributes or shape inputs follow a removal.
 * **macs**: counted in the cost.
 * **absorbs**: its weights can take over constants and duplicates of removed inputs.
+* **connects**: single connections of its weights can be scored and go (method `nnrelief`).
 * **traces**: copies of units can be recognized through it.
 * **gradient**: how training gets through it: by the *engine*; *rewritten* in operators the engine
   can differentiate, in the forms that need it; by a rule of our *own*; *flat* (its slope is 0).
@@ -68,7 +71,7 @@ def page() -> str:
 
 
 def _rows(wanted: str) -> Iterator[str]:
-    facets = (PARAMETERS, RESIZES, MACS, ABSORBS, TRACES)
+    facets = (PARAMETERS, RESIZES, MACS, ABSORBS, CONNECTS, TRACES)
     known = [{(row[0], row[1]) for row in facet.rows()} for facet in facets]
     for domain, op_type, low, high, rule in COUPLES.rows():
         if domain == wanted:

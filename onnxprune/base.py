@@ -270,6 +270,7 @@ class Plan:
             of earlier plans.
         reset_moments: whether the optimizer's moments start again at zero.
         rewind: whether what stays goes back to the values with which the run began.
+        notes: what the report should say, one sentence each.
     """
 
     keep: Mapping[str, Mask]
@@ -281,6 +282,7 @@ class Plan:
     masks: Mapping[str, Mask] = field(default_factory=dict)
     reset_moments: bool = False
     rewind: bool = False
+    notes: tuple[str, ...] = ()
 
     def removed(self) -> int:
         """How many units go."""
@@ -366,6 +368,7 @@ class Snapshot:
         state: what forward passes update, by value name (running means and variances).
         masks: per parameter of which single entries are gone, which of them are left (bool, the
             parameter's shape); the others are zero and stay so.
+        since: the step at which the moments last began at zero, from which optimizers count.
     """
 
     step: int
@@ -373,3 +376,9 @@ class Snapshot:
     moments: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     state: Mapping[str, Array] = field(default_factory=dict)
     masks: Mapping[str, Mask] = field(default_factory=dict)
+    since: int = 0
+
+    @property
+    def masked(self) -> int:
+        """How many numbers of its parameters are gone."""
+        return sum(int(np.count_nonzero(~mask)) for mask in self.masks.values())

@@ -12,9 +12,10 @@ from onnxprune.emit import Emitter
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.parameters import trained
+from onnxprune.instrument.measures import Measurement, attach_measurement
 from onnxprune.instrument.statistics import attach
 from onnxprune.methods import Limit, Moment, Pruner
-from onnxprune.model import constant
+from onnxprune.model import constant, constants, set_constant
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import differentiate
 from onnxprune.training.influence import preactivations, with_products, with_top_k
@@ -100,6 +101,18 @@ def moment(
     def probe(axes: Iterable[Axis], observables: Iterable[Observable]) -> Observations:
         return observe(network, found, data, axes, observables)
 
+    def measure(write: Measurement, *, examples: int = 256) -> Mapping[str, Floats]:
+        measured, outputs = attach_measurement(network, write)
+        found = Runner(measured, DEVICE).run(data, list(outputs.values())) if outputs else {}
+        return {key: found[name].astype(np.float64) for key, name in outputs.items()}
+
+    def altered(arrays: Mapping[str, Array]) -> Moment:
+        copy = network.clone()
+        for name, array in arrays.items():
+            set_constant(constants(copy)[name], array)
+        again = {"step": step, "steps": steps, "loss": loss, "trivial": trivial, "limit": limit}
+        return moment(copy, data, analysis=found, **again)  # type: ignore[arg-type]
+
     return Moment(
         step=step,
         steps=steps,
@@ -109,7 +122,21 @@ def moment(
         trivial=trivial,
         limit=limit,
         probe=probe,
+        measure=measure,
+        altered=altered,
+        parameters=frozenset(trained(network, found).parameters),
     )
+
+
+def without_entries(network: ir.Model, plan: Plan) -> ir.Model:
+    """The network with zeros where the plan's masks say so."""
+    copy = network.clone()
+    for name, mask in plan.masks.items():
+        value = constants(copy)[name]
+        array = constant(value)
+        assert array is not None
+        set_constant(value, np.where(mask, array, 0).astype(array.dtype))
+    return copy
 
 
 def left(network: ir.Model, analysis: Analysis, plan: Plan, kind: str = "params") -> int:

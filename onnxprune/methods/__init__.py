@@ -6,6 +6,7 @@ from onnxprune.methods.compose import Course, Limit, Moment, Pruner
 from onnxprune.methods.demp import demp
 from onnxprune.methods.gradual import gradual, slimming
 from onnxprune.methods.mesimp import meprop, mesimp
+from onnxprune.methods.nnrelief import nnrelief
 
 __all__ = [
     "METHODS",
@@ -19,5 +20,6 @@ __all__ = [
     "make",
     "meprop",
     "mesimp",
+    "nnrelief",
     "slimming",
 ]

@@ -14,12 +14,14 @@ from onnxprune.methods.demp import demp
 from onnxprune.methods.gradual import gradual, slimming
 from onnxprune.methods.importance import IMPORTANCES
 from onnxprune.methods.mesimp import meprop, mesimp
+from onnxprune.methods.nnrelief import nnrelief
 
 __all__ = ["METHODS", "make"]
 
 METHODS: Mapping[str, Callable[..., Pruner] | None] = {
     "apoptosis": apoptosis,
     "demp": demp,
+    "nnrelief": nnrelief,
     "mesimp": mesimp,
     "meprop": meprop,
     "slimming": slimming,

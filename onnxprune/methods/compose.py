@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Observable, Observations, Plan
+from onnxprune.base import Array, Axis, Floats, Observable, Observations, Plan
+from onnxprune.emit import Emitter
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
 
@@ -25,6 +26,7 @@ __all__ = [
     "Course",
     "Influence",
     "Limit",
+    "Measure",
     "Moment",
     "Pruner",
     "TopK",
@@ -80,6 +82,24 @@ class Limit:
     final: int
 
 
+class Measure(Protocol):
+    """Runs nodes that a method writes, over the sample of a `Moment`."""
+
+    def __call__(
+        self,
+        write: Callable[[Emitter, Mapping[str, ir.Value]], Mapping[str, ir.Value]],
+        *,
+        examples: int = 256,
+    ) -> Mapping[str, Floats]:
+        """What the nodes compute, summed over the batches of the sample, in float64.
+
+        Args:
+            write: (emitter, values by name) -> results by key; a value of the model may be missing
+                where it does not lead to the prediction, and may be of any float type.
+            examples: that a batch may hold at most, where the batch size is open.
+        """
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Moment:
     """What a method may look at when it decides.
@@ -93,6 +113,9 @@ class Moment:
         limit: for a run with a target; None leaves the amount to the method.
         probe: (axes, observables) -> observations of a sample of training data, in evaluation mode,
             with the present weights.
+        measure: the same for whatever else can be computed: nodes that the method writes.
+        altered: the same moment with other arrays in the place of some parameters.
+        parameters: names of what is trained, and can be masked.
         round_to: groups of more units than this keep multiples of it; plans are completed so.
     """
 
@@ -104,6 +127,9 @@ class Moment:
     trivial: float
     limit: Limit | None
     probe: Callable[[Iterable[Axis], Iterable[Observable]], Observations]
+    measure: Measure
+    altered: Callable[[Mapping[str, Array]], Moment]
+    parameters: frozenset[str] = frozenset()
     round_to: int = 1
 
 

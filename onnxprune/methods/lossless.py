@@ -28,7 +28,7 @@ from onnxprune.model import constant
 from onnxprune.ops.registry import Role
 from onnxprune.ops.trace import Kind, Trace
 
-__all__ = ["REQUIRES", "Findings", "lossless", "means", "observed_axes"]
+__all__ = ["REQUIRES", "Findings", "dead_units", "lossless", "means", "observed_axes"]
 
 REQUIRES = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
 """What must be observed at `observed_axes`."""
@@ -93,7 +93,7 @@ def lossless(
         fold = None if parts is None else foldings(parts, seen)
         merge = None if parts is None else mergings(model, analysis, group, parts, seen)
         sure = still[group.name] | _never_positive(model, trace(model, analysis, group), group)
-        dead = _dead(group, seen)
+        dead = dead_units(group, seen)
         constant_units = (dead if fold is None else dead | fold.exact) & (sure | trusted)
         gone = _spare_one(constant_units)
         proven += int((gone & sure).sum())
@@ -113,7 +113,7 @@ def lossless(
     return Findings(plan=plan, proven=proven, observed=observed, duplicates=len(merges))
 
 
-def _dead(group: Group, seen: Observations) -> Mask:
+def dead_units(group: Group, seen: Observations) -> Mask:
     """(U,) zero at all consumers on the whole sample: nothing has to take over."""
     dead = np.ones(group.size, np.bool_)
     for consumer in group.consumers:

@@ -8,14 +8,17 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Balanced, Choice, Coupling, Fact, Floats
+from onnxprune.base import Array, Axis, Balanced, Choice, Coupling, Fact, Floats
+from onnxprune.emit import Emitter
 from onnxprune.model import constant
+from onnxprune.ops.connect import Connections
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.registry import (
     Role,
     View,
     absorbs,
     arange,
+    connects,
     couples,
     macs,
     parameters,
@@ -245,6 +248,41 @@ def conv_shift(edit: Edit, vector: Floats) -> None:
         return
     total = vector if bias is None else bias + vector.astype(bias.dtype)
     edit.write(2, total, role="bias", along={0: Axis(edit.view.output().name or "", 1)})
+
+
+_PLACED = ("auto_pad", "dilations", "kernel_shape", "output_padding", "pads", "strides")
+
+
+@connects("Conv", "ConvTranspose")
+def conv_connections(view: View) -> Connections:
+    """A connection is a kernel; filters are (G * O, I, kernel), transposed ones (G * I, O, kernel).
+
+    Every kernel alone is a convolution with as many groups as there are input channels.
+    """
+    op_type, group = view.node.op_type, view.attribute("group", 1)
+    kernel = view.shape(view.input(1))[2:]
+
+    def table(weight: Array) -> Array:
+        parts = weight.reshape(group, len(weight) // group, weight.shape[1], -1)
+        return parts if op_type == "ConvTranspose" else parts.swapaxes(1, 2)
+
+    def spread(e: Emitter, x: ir.Value, kernels: Array) -> ir.Value:
+        groups, inputs, outputs, _ = kernels.shape
+        rows = (
+            (groups * inputs, outputs) if op_type == "ConvTranspose" else (kernels[..., 0].size, 1)
+        )
+        attributes = {name: view.attribute(name) for name in _PLACED if view.attribute(name)}
+        filters = e.constant(kernels.reshape(*rows, *kernel))
+        return e.op(op_type, x, filters, group=groups * inputs, **attributes)
+
+    return Connections(
+        data=view.axis(view.input(0), 1),
+        out=view.axis(view.output(), 1),
+        slot=1,
+        table=table,
+        bias=None if view.input(2) is None else (view.node, 2),
+        spread=spread,
+    )
 
 
 @traces("Conv", "ConvTranspose")

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Fact, Floats
+from onnxprune.ops.connect import Connections
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.elementwise import broadcast
 from onnxprune.ops.registry import (
@@ -16,6 +17,7 @@ from onnxprune.ops.registry import (
     Sizes,
     View,
     absorbs,
+    connects,
     couples,
     macs,
     parameters,
@@ -133,10 +135,9 @@ def gemm_shift(edit: Edit, vector: Floats) -> None:
 def matmul_shift(edit: Edit, vector: Floats) -> None:
     """Add `vector` (N,) to the constant of the one Add behind, or put an Add there."""
     value = edit.view.node.outputs[0]
-    uses = list(value.uses())
-    if len(uses) == 1 and not value.is_graph_output() and uses[0].node.op_type == "Add":
-        follower = replace(edit.view, node=uses[0].node)
-        slot = 1 - uses[0].idx
+    found = _added_behind(edit.view)
+    if found is not None:
+        follower, slot = found
         bias = follower.constant(slot)
         if bias is not None and bias.shape[-1:] == vector.shape and bias.ndim <= 2:
             behind = replace(edit, view=follower)
@@ -144,6 +145,47 @@ def matmul_shift(edit: Edit, vector: Floats) -> None:
             return
     rank = len(edit.view.shape(value))
     edit.add_behind(vector, axis=rank - 1)
+
+
+def _added_behind(view: View) -> tuple[View, int] | None:
+    """The one Add that reads the product, and the slot of what it adds."""
+    value = view.output()
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != "Add":
+        return None
+    return replace(view, node=uses[0].node), 1 - uses[0].idx
+
+
+@connects("Gemm")
+def gemm_connections(view: View) -> Connections:
+    """A connection is an entry of B'; the bias is C."""
+    trans_a, trans_b = view.attribute("transA", 0), view.attribute("transB", 0)
+    return Connections(
+        data=view.axis(view.input(0), 0 if trans_a else 1),
+        out=view.axis(view.output(), 1),
+        slot=1,
+        table=lambda weight: (weight.T if trans_b else weight)[None, :, :, None],
+        bias=None if view.input(2) is None else (view.node, 2),
+        scale=view.attribute("alpha", 1.0),
+        bias_scale=view.attribute("beta", 1.0),
+    )
+
+
+@connects("MatMul")
+def matmul_connections(view: View) -> Connections | None:
+    """A connection is an entry of a right-hand matrix; the bias is added behind."""
+    if len(view.shape(view.input(1))) != 2:
+        return None
+    found = _added_behind(view)
+    return Connections(
+        data=view.axis(view.input(0), -1),
+        out=view.axis(view.output(), -1),
+        slot=1,
+        table=lambda weight: weight[None, :, :, None],
+        bias=(found[0].node, found[1])
+        if found is not None and found[0].is_constant(found[1])
+        else None,
+    )
 
 
 @traces("Gemm")

@@ -7,6 +7,7 @@ of an operator stand in its family's file; a third party may add its own from it
     @resizes     attributes and shape inputs that a removal changes
     @macs        multiply-accumulates of one node
     @absorbs     how the weights take over what a removed input unit contributed
+    @connects    where single connections lie, and what each contributes
     @traces      what a unit's value is as a function of its incoming parameters
     @parameters  input slots that hold what is trained
     @mimics      standard operators with the same sizes, where shape inference knows no better
@@ -33,6 +34,7 @@ from onnxprune.model import constant, is_constant, node_key
 
 __all__ = [
     "ABSORBS",
+    "CONNECTS",
     "COUPLES",
     "DEQUANTIZES",
     "GRADIENTS",
@@ -49,6 +51,7 @@ __all__ = [
     "Sizes",
     "View",
     "absorbs",
+    "connects",
     "couples",
     "dequantizes",
     "gradient",
@@ -246,6 +249,7 @@ COUPLES: Facet[Callable[[View], Iterable[Fact]]] = Facet("couples")
 RESIZES: Facet[Callable[..., None]] = Facet("resizes")
 MACS: Facet[Callable[[View], int]] = Facet("macs")
 ABSORBS: Facet[Callable[..., Any]] = Facet("absorbs")
+CONNECTS: Facet[Callable[..., Any]] = Facet("connects")
 TRACES: Facet[Callable[..., Any]] = Facet("traces")
 PARAMETERS: Facet[Callable[[], Mapping[int, str]]] = Facet("parameters")
 
@@ -264,6 +268,7 @@ couples = COUPLES.register
 resizes = RESIZES.register
 macs = MACS.register
 absorbs = ABSORBS.register
+connects = CONNECTS.register
 traces = TRACES.register
 mimics = MIMICS.register
 dequantizes = DEQUANTIZES.register

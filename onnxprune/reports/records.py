@@ -113,6 +113,7 @@ class Pruned:
         rolled_back: groups that failed verification and were put back.
         verified: "whole"; "parts" where models ran stretch by stretch; "off" where they did not.
         parameters, macs: what is left.
+        masked: numbers among these parameters that are zero for good, single connections that went.
         seconds: that it took.
     """
 
@@ -128,6 +129,7 @@ class Pruned:
     verified: str = "whole"
     parameters: int
     macs: int
+    masked: int = 0
     seconds: float
 
 

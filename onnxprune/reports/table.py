@@ -78,6 +78,9 @@ def _size_rows(before: Size, after: Size) -> Iterator[tuple[str, ...]]:
         human(after.parameters),
         change(before.parameters, after.parameters),
     )
+    if before.masked or after.masked:
+        counts = before.parameters - before.masked, after.parameters - after.masked
+        yield "connections", human(counts[0]), human(counts[1]), change(*counts)
     if before.macs is not None:
         yield "MACs", human(before.macs), human(after.macs), change(before.macs, after.macs)
     if before.bytes is not None:

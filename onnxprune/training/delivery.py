@@ -141,11 +141,14 @@ def _report(
         Size(
             parameters=cost.parameters(each),
             macs=cost.macs(each, analysis),
+            masked=masked,
             bytes=disk,
             latency_ms=taken,
             metrics={} if problem.judged is None else metrics_of(problem, each, problem.judged[1]),
         )
-        for each, analysis, taken, disk in zip(models, analyses, times, files, strict=True)
+        for each, analysis, masked, taken, disk in zip(
+            models, analyses, (0, outcome.stage.snapshot.masked), times, files, strict=True
+        )
     ]
     goal = problem.config.goal
     achieved = reached = None

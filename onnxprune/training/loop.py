@@ -358,7 +358,7 @@ class Loop:
             return
         size = problem.own_batch or _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
-        self.tally = self.tally.checked(record)
+        self.tally = self.tally.checked(record, plan.notes)
         if stage is not self.stage:
             self._close()
             self.stage, self.tally = stage, self.tally.pruned(record)

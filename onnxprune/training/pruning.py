@@ -6,33 +6,38 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Index, Observable, Observations, Plan, Snapshot
+from onnxprune.base import (
+    Array,
+    Axis,
+    Index,
+    Mask,
+    Plan,
+    Snapshot,
+)
 from onnxprune.data import TARGET
 from onnxprune.errors import PlanError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.parameters import trained
-from onnxprune.instrument.statistics import attach
 from onnxprune.methods import Limit, Moment
 from onnxprune.methods.compose import RECOVERY
 from onnxprune.model import constants
 from onnxprune.reports import Pruned
 from onnxprune.rewrite.checked import Checked, checked_prune
 from onnxprune.rewrite.prune import prune, take, take_moments
-from onnxprune.runtime.session import Runner
 from onnxprune.runtime.single import widened
 from onnxprune.schedules import SPARSITY
 from onnxprune.training.config import RunConfig
-from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem, sized
 from onnxprune.training.rounds import as_stored, averaged, own_array, written
+from onnxprune.training.sample import Sample
 from onnxprune.training.teacher import descend
 from onnxprune.updates.graph import AVERAGE
-from onnxprune.windows import merge_windows
 
 __all__ = [
     "START",
@@ -132,34 +137,30 @@ def moment(
     sample: Mapping[str, Array],
 ) -> Moment:
     """What the method may look at now; `sample` is a part of the training inputs."""
-    model = stage.current()
+    return _moment_of(problem, stage, stage.current(), sample, steps=steps, loss=loss, limit=limit)
 
-    def probe(axes: Iterable[Axis], observables: Iterable[Observable]) -> Observations:
-        ranks = {name: len(sizes) for name, sizes in stage.analysis.shapes.items()}
-        forward = evaluation_copy(problem.unfixed(model), [problem.objective.prediction])
-        instrumented, collector = attach(forward, axes, observables, ranks)
-        if not collector.names:
-            return {}
-        runner = Runner(instrumented, device=problem.device)
-        seen: Observations = {}
-        count = len(next(iter(sample.values())))
-        chunk = problem.batch_size if problem.static_batch else 256
-        for start in range(0, count, chunk):
-            feeds = {name: array[start : start + chunk] for name, array in sample.items()}
-            results = runner.run(feeds, collector.names)
-            seen = merge_windows(seen, collector.collect(results))
-        return seen
+
+def _moment_of(
+    problem: Problem, stage: Stage, model: ir.Model, inputs: Mapping[str, Array], **facts: Any
+) -> Moment:
+    """The moment of `stage` with the numbers of `model`."""
+    sample = Sample(problem=problem, analysis=stage.analysis, model=model, inputs=inputs)
+
+    def altered(arrays: Mapping[str, Array]) -> Moment:
+        other = written(model, Snapshot(step=stage.snapshot.step, parameters=arrays))
+        return _moment_of(problem, stage, other, inputs, **facts)
 
     return Moment(
         step=stage.snapshot.step,
-        steps=steps,
         model=model,
         analysis=stage.analysis,
-        loss=loss,
         trivial=problem.trivial_loss,
-        limit=limit,
-        probe=probe,
+        probe=sample.probe,
+        measure=sample.measure,
+        altered=altered,
+        parameters=frozenset(stage.snapshot.parameters),
         round_to=problem.config.round_to,
+        **facts,
     )
 
 
@@ -184,6 +185,7 @@ def apply(
         rolled_back=checked.rolled_back,
         parameters=cost.parameters(after.model),
         macs=cost.macs(after.model, after.analysis),
+        masked=after.snapshot.masked,
         seconds=time.perf_counter() - started,
     )
 
@@ -209,7 +211,11 @@ def _next(problem: Problem, stage: Stage, checked: Checked) -> Stage:
     moments = take_moments(stage.snapshot.moments, kept, parameters)
     if AVERAGE in moments:
         moments[AVERAGE] = _pruned_averages(stage, checked.plan, (*parameters, *state))
-    masks = {name: take(name, mask, kept) for name, mask in stage.snapshot.masks.items()}
+    masks = {
+        name: take(name, mask, kept) | (parameters[name] != 0)  # what took something over
+        for name, mask in stage.snapshot.masks.items()
+        if name in parameters
+    }
     snapshot = replace(
         stage.snapshot, parameters=parameters, moments=moments, state=state, masks=masks
     )
@@ -233,14 +239,26 @@ def _without_entries(stage: Stage, plan: Plan) -> Stage:
     if not plan.masks:
         return stage
     parameters, masks = dict(stage.snapshot.parameters), dict(stage.snapshot.masks)
+    averages = dict(stage.snapshot.moments.get(AVERAGE, {}))
     for name, mask in plan.masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             raise PlanError(
                 f"mask of {name}: expected a trained parameter of shape {mask.shape}", name=name
             )
         masks[name] = masks.get(name, np.True_) & mask
-        parameters[name] = np.where(masks[name], parameters[name], 0).astype(parameters[name].dtype)
-    return replace(stage, snapshot=replace(stage.snapshot, parameters=parameters, masks=masks))
+        for arrays in (parameters, averages):
+            if name in arrays:
+                arrays[name] = _masked(arrays[name], masks[name])
+    moments = dict(stage.snapshot.moments)
+    if averages:
+        moments[AVERAGE] = averages
+    snapshot = replace(stage.snapshot, parameters=parameters, moments=moments, masks=masks)
+    return replace(stage, snapshot=snapshot)
+
+
+def _masked(array: Array, mask: Mask) -> Array:
+    """`array` with zeros where `mask` is not set."""
+    return np.where(mask, array, 0).astype(array.dtype)
 
 
 def _started_anew(stage: Stage, plan: Plan) -> Stage:
@@ -255,13 +273,16 @@ def _started_anew(stage: Stage, plan: Plan) -> Stage:
         if start is None:
             raise PlanError("rewind: the run does not keep the weights it began with")
         parameters = {
-            name: np.where(snapshot.masks.get(name, np.True_), start[name], 0).astype(array.dtype)
-            for name, array in snapshot.parameters.items()
+            name: _masked(start[name], snapshot.masks[name]) if name in snapshot.masks else array
+            for name, array in start.items()
         }
-        snapshot = replace(snapshot, parameters=parameters)
+        moments = dict(snapshot.moments)
+        if AVERAGE in moments:
+            moments[AVERAGE] = {**moments[AVERAGE], **parameters}
+        snapshot = replace(snapshot, parameters=parameters, moments=moments)
     if plan.reset_moments:
         kept = {slot: held for slot, held in snapshot.moments.items() if slot in (START, AVERAGE)}
-        snapshot = replace(snapshot, moments=kept)
+        snapshot = replace(snapshot, moments=kept, since=snapshot.step)
     return replace(stage, snapshot=snapshot)
 
 

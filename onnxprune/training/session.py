@@ -242,7 +242,7 @@ class Session:
         given = scalars or {}
         numbers = {
             LEARNING_RATE: self._scalar(learning_rate),
-            STEP: np.array(self._step + 1, dtype=np.int64),
+            STEP: np.array(self._step - self._start.since + 1, dtype=np.int64),
             SHARE: self._scalar(parts[-1][0]),
             **{name: self._scalar(given[name]) for name in self._update_graph.scalars},
         }
@@ -307,6 +307,7 @@ class Session:
             parameters={**self._start.parameters, **{n: get(_parameter(n)) for n in trained}},
             moments={**self._start.moments, **moments},
             masks=self._start.masks,
+            since=self._start.since,
             state={**self._start.state, **{n: get(_state(n)) for n in self._graph.state}},
         )
 

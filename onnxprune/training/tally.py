@@ -93,10 +93,11 @@ class Tally:
         terms = {name: smooth(self.parts.get(name, v), v) for name, v in (parts or {}).items()}
         return replace(self, loss=smooth(self.loss, loss), parts=terms)
 
-    def checked(self, record: Pruned) -> Tally:
-        """After a removal that may have been put back in part."""
+    def checked(self, record: Pruned, said: tuple[str, ...] = ()) -> Tally:
+        """After a removal that may have been put back in part; `said` are the plan's notes."""
         names = tuple(name for name in record.rolled_back if name not in self.failed)
         notes = tuple(f"removals from {name} failed the check and were put back" for name in names)
+        notes = tuple(note for note in (*said, *notes) if note not in self.notes)
         return replace(self, failed=self.failed + names, notes=self.notes + notes)
 
     def pruned(self, record: Pruned) -> Tally:

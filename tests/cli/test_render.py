@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import replace
 
 import click
 import pytest
@@ -55,6 +56,12 @@ def test_plain_progress_is_one_line_per_event(capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert out == ""
     assert tuple(err.splitlines()) == SAID
+
+
+def test_connections_are_named_where_single_ones_went() -> None:
+    removal = next(event for event in EVENTS if isinstance(event, Pruned))
+    (line, _) = _render.lines(replace(removal, masked=10_000))
+    assert line.endswith("<= 1.0e-05  connections 7.2 k")
 
 
 def test_a_terminal_gets_a_bar_beside_the_same_lines(monkeypatch: pytest.MonkeyPatch) -> None:

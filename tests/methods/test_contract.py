@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import feeds, model
-from moments import DEVICE, left, moment, observe_training
+from moments import DEVICE, left, moment, observe_training, without_entries
 from onnxprune_models import builders
 
 from onnxprune.base import Array, Observable, Plan
@@ -134,7 +134,7 @@ def test_a_plan_is_valid_and_empties_no_group(method: str, name: str, share: flo
     _, plan = pruner.decide(state, moment(network, data, limit=limit))
     if plan is None:
         return
-    assert plan.removed() > 0
+    assert not plan.is_empty()
     analysis = analyze(network)
     for group, mask in plan.keep.items():
         assert mask.any(), group
@@ -163,6 +163,7 @@ def test_what_it_calls_exact_is(method: str, name: str) -> None:
         folds=tuple(fold for fold in plan.folds if plan.exact[fold.group][fold.unit]),
         merges=tuple(merge for merge in plan.merges if plan.exact[merge.group][merge.victim]),
     )
+    network = without_entries(network, plan)
     smaller = prune(network, analyze(network), only).model
     assert compare(network, smaller, data, device=DEVICE, tolerance=1e-5).holds
 
@@ -188,5 +189,5 @@ def test_a_target_is_reached_by_the_first_decision_in_the_second_half(
         here = moment(network, data, step=step, steps=steps, limit=limit, analysis=analysis)
         state, plan = pruner.decide(state, here)
         if plan is not None:
-            network = prune(network, analysis, plan).model
+            network = prune(without_entries(network, plan), analysis, plan).model
     assert left(network, analyze(network), Plan(keep={}), kind) <= goal.final

@@ -7,7 +7,15 @@ from types import ModuleType
 
 import pytest
 
-from onnxprune.ops.registry import ABSORBS, COUPLES, MACS, PARAMETERS, RESIZES, TRACES
+from onnxprune.ops.registry import (
+    ABSORBS,
+    CONNECTS,
+    COUPLES,
+    MACS,
+    PARAMETERS,
+    RESIZES,
+    TRACES,
+)
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -34,7 +42,7 @@ def test_the_page_of_operators_is_up_to_date() -> None:
 
 def test_every_operator_with_a_facet_couples() -> None:
     known = {(domain, op_type) for domain, op_type, *_ in COUPLES.rows()}
-    for facet in (ABSORBS, MACS, PARAMETERS, RESIZES, TRACES):
+    for facet in (ABSORBS, CONNECTS, MACS, PARAMETERS, RESIZES, TRACES):
         rows = {(domain, op_type) for domain, op_type, *_ in facet.rows()}
         assert rows - known == set(), facet.name
 

@@ -113,6 +113,13 @@ def test_a_report_compares_before_and_after() -> None:
     assert ["latency", "0.5", "ms", "0.2", "ms", "-60", "%"] in lines
 
 
+def test_connections_are_shown_where_single_ones_went() -> None:
+    assert "connections" not in render(REPORT)
+    masked = replace(REPORT, after=replace(REPORT.after, masked=10_000))
+    lines = [line.split() for line in render(masked).splitlines()]
+    assert ["connections", "61.7", "k", "7.2", "k", "-88.3", "%"] in lines
+
+
 def test_a_report_says_what_was_done() -> None:
     text = render(REPORT)
     assert "7 units removed, 3 of them exactly; 900 steps in 12.3 s" in text

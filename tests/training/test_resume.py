@@ -205,6 +205,12 @@ def report_steps(place: Place) -> int:
         {"max_drop": 0.05, "patience": 2, "epochs": 8},
         {"method": "none", "schedule": "one-cycle", "clip": 1.0},
         {"validation_fraction": 0.0},
+        {
+            "method_options": {"rewind": True, "rounds": 3, "alpha_fc": 0.8},
+            "method": "nnrelief",
+            "target": None,
+            "ema": 0.9,
+        },
     ],
     ids=lambda options: next(iter(options)),
 )
