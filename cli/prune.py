@@ -12,14 +12,14 @@ from typing import Any
 import click
 
 from onnxprune.data import LAYOUTS
-from onnxprune.methods.allocation import ALLOCATIONS
+from onnxprune.methods.allocation import CHOICES
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.oneshot.config import VERIFICATIONS, PruneConfig
 from onnxprune.rewrite.residual import RESIDUALS
 from onnxprune.training.config import PROVIDERS
 
 from . import _render
-from ._types import field_option, numbers, shapes
+from ._types import field_option, numbers, shapes, share
 
 __all__ = ["prune"]
 
@@ -36,7 +36,13 @@ _OPTIONS = (
     _option(
         "target",
         metavar="params=30%",
-        help="What should remain; macs=50% and params=9k do as well.",
+        help="What should remain; macs=50%, params=9k, latency=50% and latency=2ms do as well.",
+    ),
+    _option(
+        "max_drop",
+        metavar="FLOAT",
+        callback=share,
+        help="By how much the metric on --data may fall: 0.01 or 1%.",
     ),
     _option("lossless", is_flag=True, help="Remove only what changes nothing, and prove it."),
     _option("recipe", metavar="FILE", help="Repeat the removal in a .recipe.json."),
@@ -48,7 +54,7 @@ _OPTIONS = (
         type=WITHOUT_GRADIENTS,
         help="What makes a unit worth keeping.  [default: variance with --data, else magnitude]",
     ),
-    _option("allocation", type=tuple(ALLOCATIONS), help="How groups share the removals."),
+    _option("allocation", type=CHOICES, help="How groups share the removals."),
     _option("round_to", type=int, help="Keep a multiple of this many units per group."),
     _option(
         "residual",
@@ -113,7 +119,7 @@ def prune(
 ) -> None:
     """Remove units from MODEL without training; write a smaller ONNX file.
 
-    Needs --target, --lossless or --recipe.
+    Needs --target, --max-drop, --lossless or --recipe.
     """
     import onnxprune
 

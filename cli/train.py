@@ -58,7 +58,7 @@ _MAIN = (
     _option(
         "target",
         metavar="params=30%",
-        help="What should remain; macs=50% and params=9k do as well.",
+        help="What should remain; macs=50%, params=9k, latency=50% and latency=2ms do as well.",
     ),
     _option("target_schedule", type=TARGET_SCHEDULES, help="How removal proceeds to --target."),
     _option("epochs", type=int, help="Passes over the data."),

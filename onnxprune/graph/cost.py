@@ -1,9 +1,9 @@
-"""What a model costs: parameters and multiply-accumulates, before and after a removal."""
+"""What a model costs: parameters, multiply-accumulates, latency, before and after a removal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnxprune.graph.balance import completed_keep
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.order import kept_indices
+from onnxprune.graph.timing import Stretch, Timing, work
 from onnxprune.model import constants, model_input, tensor_of
 from onnxprune.ops.registry import MACS, Sizes, View
 from onnxprune.scopes import subgraphs
@@ -24,6 +25,7 @@ __all__ = [
     "kept_indices",
     "macs",
     "parameters",
+    "resized",
     "sizes_after",
     "unit_parameters",
 ]
@@ -122,7 +124,7 @@ def _batch(model: ir.Model, shapes: Mapping[str, Sizes]) -> int:
 
 
 class Remaining:
-    """Parameters or MACs that remain under masks, for those who ask many times.
+    """Parameters, MACs or nanoseconds that remain under masks, for those who ask many times.
 
     A question costs as much as what the masks change: sizes follow from the number of units that
     go, and only nodes or weights with other sizes are counted again.
@@ -130,23 +132,34 @@ class Remaining:
     Args:
         model: the graph; not changed.
         analysis: of this very graph.
-        kind: "params" or "macs".
+        kind: "params", "macs" or "latency".
         round_to: masks are completed to what `balance.completed_keep` makes of them.
+        timing: for latency.
     """
 
     def __init__(
-        self, model: ir.Model, analysis: Analysis, kind: str, *, round_to: int = 1
+        self,
+        model: ir.Model,
+        analysis: Analysis,
+        kind: str,
+        *,
+        round_to: int = 1,
+        timing: Timing | None = None,
     ) -> None:
         self._analysis, self._round_to = analysis, round_to
-        self._groups = {group.name: group for group in analysis.groups}
         self._shapes = dict(analysis.shapes)  # changed while a question is answered
         self._parts: list[Callable[[], int]] = []
         self._around: dict[str, list[int]] = {}
-        self._divisor = 1
+        self._finish: Callable[[int], int] = int
         if kind == "macs":
-            self._divisor = _batch(model, analysis.shapes)
+            batch = _batch(model, analysis.shapes)
+            self._finish = lambda total: total // batch
             for view, rule, names in _counted(model, self._shapes, analysis):
                 self._add(partial(rule, view), names)
+        elif kind == "latency":
+            assert timing is not None
+            self._finish = timing.whole
+            self._time(model, timing)
         else:
             for name, value in constants(model).items():
                 if is_weight(value):
@@ -158,6 +171,15 @@ class Remaining:
             self._around.setdefault(name, []).append(len(self._parts))
         self._parts.append(part)
 
+    def _time(self, model: ir.Model, timing: Timing) -> None:
+        """A part per stretch of which nodes are left."""
+        main = (v for v in views(model, self._shapes, self._analysis.known))
+        found = {view.key: view for view in main if view.node.graph is model.graph}
+        for stretch in timing.stretches:
+            inside = [found[key] for key in stretch.nodes if key in found]
+            names = set().union(*(_names(view.node) for view in inside))
+            self._add(partial(_nanoseconds, stretch, inside), names)
+
     def _elements(self, name: str, value: ir.Value) -> int:
         return _count(_shape(name, value, self._shapes))
 
@@ -167,21 +189,31 @@ class Remaining:
         Args:
             keep: (U,) bool per group name; absent groups keep everything.
         """
-        old: dict[str, Sizes] = {}
         keep = completed_keep(self._analysis, keep, round_to=self._round_to)
-        for name, mask in keep.items():
-            gone = len(mask) - int(np.count_nonzero(mask))
-            for member in self._groups[name].members if gone and name in self._groups else ():
-                value, position = member.axis.value, member.axis.position
-                sizes = list(self._shapes[value])
-                old.setdefault(value, self._shapes[value])
-                lost = gone * member.index.shape[1] // member.blocks
-                sizes[position] = (sizes[position] or 0) - lost
-                self._shapes[value] = tuple(sizes)
-        changed = {number for name in old for number in self._around.get(name, ())}
-        total = sum(self._before) + sum(self._parts[n]() - self._before[n] for n in changed)
-        self._shapes.update(old)
-        return total // self._divisor
+        changed = resized(self._analysis, keep)
+        self._shapes.update(changed)
+        touched = {number for name in changed for number in self._around.get(name, ())}
+        total = sum(self._before) + sum(self._parts[n]() - self._before[n] for n in touched)
+        self._shapes.update((name, self._analysis.shapes[name]) for name in changed)
+        return self._finish(total)
+
+
+def _nanoseconds(stretch: Stretch, inside: Sequence[View]) -> int:
+    return stretch.time(sum(map(work, inside)))
+
+
+def resized(analysis: Analysis, keep: Mapping[str, Mask]) -> dict[str, Sizes]:
+    """The sizes of all values that lose some under masks which fit the groups."""
+    result: dict[str, Sizes] = {}
+    for group in analysis.groups:
+        mask = keep.get(group.name)
+        gone = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
+        for member in group.members if gone else ():
+            value, position = member.axis.value, member.axis.position
+            sizes = list(result.get(value, analysis.shapes[value]))
+            sizes[position] = (sizes[position] or 0) - gone * member.index.shape[1] // member.blocks
+            result[value] = tuple(sizes)
+    return result
 
 
 def sizes_after(shapes: Mapping[str, Sizes], kept: Mapping[Axis, Index]) -> dict[str, Sizes]:

@@ -11,6 +11,8 @@ classes lose the same share.
                  Vision Models" (arXiv 2407.04616). The paper compares sub-structures of equal
                  topology; our form is the number of units, and for every axis they occupy its
                  position and the indices per unit. Scores are compared as they are.
+    gain         one class: units go by the importance lost per cost saved, the cost being what
+                 the budget counts. So a latency is cut where it arises (ours)
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ import numpy as np
 from onnxprune.base import Floats, Group, Index, Mask
 from onnxprune.errors import ConfigError
 
-__all__ = ["ALLOCATIONS", "Allocated", "Cost", "allocate"]
+__all__ = ["ALLOCATIONS", "CHOICES", "Allocated", "Cost", "allocate", "settled_allocation"]
+
+_WIDTHS = 8  # at which it is looked up what units save
+_FLAT = 0.05  # of a group's mean saving, that a unit counts for at least
 
 Cost: TypeAlias = Callable[[Mapping[str, Mask]], int]
 
@@ -62,8 +67,24 @@ ALLOCATIONS: Mapping[str, Callable[[Group], Hashable]] = {
     "uniform": _own,
     "global": _all,
     "isomorphic": _form,
+    "gain": _all,
 }
-"""What `--allocation` takes, each with the class of a group."""
+"""Every allocation with the class of a group."""
+
+CHOICES = ("auto", *ALLOCATIONS)
+"""What `--allocation` takes: auto is gain for a latency, and uniform otherwise."""
+
+
+def settled_allocation(choice: str, kind: str | None) -> str:
+    """The allocation that `choice` means for a target of `kind`.
+
+    Args:
+        choice: one of `CHOICES`.
+        kind: "params", "macs" or "latency"; None without a target.
+    """
+    if choice != "auto":
+        return choice
+    return "gain" if kind == "latency" else "uniform"
 
 
 def allocate(
@@ -99,7 +120,8 @@ def allocate(
     if round_to < 1:
         raise ConfigError(f"--round-to {round_to}: expected at least 1")
     scored = [group for group in groups if group.name in scores]
-    order = np.array(_order(scored, scores, allocation), np.int64)
+    ranked = _by_gain(scored, scores, cost) if allocation == "gain" else None
+    order = np.array(ranked or _order(scored, scores, allocation), np.int64)
     best = {group.name: np.argsort(-scores[group.name], kind="stable") for group in scored}
 
     def masks(counts: Sequence[int]) -> dict[str, Mask]:
@@ -141,6 +163,31 @@ def _order(groups: Sequence[Group], scores: Mapping[str, Floats], allocation: st
         ranked = owners[np.argsort(np.concatenate(values), kind="stable")]
         share = (np.arange(len(ranked)) + 1) / len(ranked)
         levels += zip(share.tolist(), ranked.tolist(), strict=True)
+    return [number for _, number in sorted(levels, key=lambda level: level[0])]
+
+
+def _by_gain(groups: Sequence[Group], scores: Mapping[str, Floats], cost: Cost) -> list[int]:
+    """The group that loses a unit, removal by removal: least importance per cost saved first.
+
+    With s the share of its group's importance that is left, a group costs 1 / s: it becomes dearer
+    the less of it there is, as the loss of a network grows with the inverse of its width. What a
+    unit saves depends on how many are left, too: that is looked up at several widths, all other
+    groups being whole.
+    """
+    start = cost({})
+    levels: list[tuple[float, int]] = []
+    for number, group in enumerate(groups):
+        worth = np.sort(scores[group.name], kind="stable")
+        worth = np.maximum(worth / (float(worth.sum()) or 1.0), 1e-9)
+        worth = worth / np.cumsum(worth[::-1])[::-1] ** 2
+        marks = np.unique(np.linspace(0, group.size - 1, _WIDTHS + 1).astype(np.int64))
+        saved = [start - cost({group.name: np.arange(group.size) >= mark}) for mark in marks]
+        slopes = np.diff(saved) / np.diff(marks) if len(marks) > 1 else np.zeros(1)
+        least = _FLAT * max(saved[-1], 1) / group.size
+        places = np.searchsorted(marks, np.arange(group.size), side="right") - 1
+        gain = np.maximum(slopes, least)[np.minimum(places, len(slopes) - 1)]
+        prices = np.maximum.accumulate(worth / gain)  # units go in the order of their scores
+        levels += ((float(price), number) for price in prices)
     return [number for _, number in sorted(levels, key=lambda level: level[0])]
 
 

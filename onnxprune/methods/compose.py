@@ -8,6 +8,7 @@ layer writes that into the graphs, and the numbers in it come from the method st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -18,6 +19,7 @@ from onnxprune.base import Array, Axis, Floats, Observable, Observations, Plan
 from onnxprune.emit import Emitter
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
+from onnxprune.graph.timing import Timing
 
 __all__ = [
     "NOISE",
@@ -72,14 +74,16 @@ class Limit:
     """What may remain, now, for a run that has a target.
 
     Attributes:
-        kind: "params" or "macs".
+        kind: "params", "macs" or "latency", which counts nanoseconds.
         now: what the schedule allows to remain at this step.
         final: what may remain in the end.
+        timing: says how long models take, for latency.
     """
 
     kind: str
     now: int
     final: int
+    timing: Timing | None = None
 
 
 class Measure(Protocol):
@@ -109,6 +113,7 @@ class Moment:
         model: the graph with its present weights.
         analysis: its groups; only those the user lets go.
         loss: smoothed training loss; NaN before the first step.
+        validation: loss on the validation data at the last evaluation; NaN before the first.
         trivial: loss of the best constant prediction on the training targets: the loss's scale.
         limit: for a run with a target; None leaves the amount to the method.
         probe: (axes, observables) -> observations of a sample of training data, in evaluation mode,
@@ -131,6 +136,12 @@ class Moment:
     altered: Callable[[Mapping[str, Array]], Moment]
     parameters: frozenset[str] = frozenset()
     round_to: int = 1
+    validation: float = math.nan
+
+    @property
+    def judged(self) -> float:
+        """The loss that says best how the network does: on validation data, if there are."""
+        return self.loss if math.isnan(self.validation) else self.validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +178,10 @@ class Influence:
 def counter(moment: Moment) -> cost.Remaining:
     """What counts what remains under masks, as the moment's limit does; parameters without one."""
     kind = "params" if moment.limit is None else moment.limit.kind
-    return cost.Remaining(moment.model, moment.analysis, kind, round_to=moment.round_to)
+    timing = None if moment.limit is None else moment.limit.timing
+    return cost.Remaining(
+        moment.model, moment.analysis, kind, round_to=moment.round_to, timing=timing
+    )
 
 
 def _no_influence(_model: ir.Model, _analysis: Analysis) -> Influence:

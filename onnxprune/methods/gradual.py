@@ -8,18 +8,18 @@ training steps where it needs gradients, and from a sample in evaluation mode ot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Floats, Mask, Observations, Plan
+from onnxprune.base import Axis, Floats, Mask, Observable, Observations, Plan
 from onnxprune.errors import MethodError
 from onnxprune.graph.balance import completed_keep
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.weights import Weight, weights
-from onnxprune.methods.allocation import allocate
+from onnxprune.methods.allocation import allocate, settled_allocation
 from onnxprune.methods.compose import (
     PENALTY,
     Course,
@@ -33,7 +33,7 @@ from onnxprune.methods.lossless import REQUIRES, means
 from onnxprune.ops.registry import Role
 from onnxprune.windows import merge_windows
 
-__all__ = ["gradual", "penalized_scales", "scores_of", "slimming", "to_limit"]
+__all__ = ["gradual", "penalized_scales", "scheduled", "scores_of", "slimming", "to_limit"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -43,7 +43,7 @@ class State:
     Attributes:
         course: of the run.
         next: step of the next decision.
-        reference: lowest smoothed loss at any decision; NaN before the first.
+        reference: lowest loss at any decision; NaN before the first.
         seen: what training steps showed since the last decision.
     """
 
@@ -56,7 +56,7 @@ class State:
 def gradual(
     criterion: str | Importance,
     *,
-    allocation: str = "uniform",
+    allocation: str = "auto",
     compensate: bool = True,
     adaptive: bool = False,
     tolerance: float = 0.05,
@@ -66,11 +66,11 @@ def gradual(
 
     Args:
         criterion: a name in `importance.IMPORTANCES`, or an importance.
-        allocation: a key of `allocation.ALLOCATIONS`.
+        allocation: one of `allocation.CHOICES`.
         compensate: whether consumers take over the mean of what goes, where they can.
-        adaptive: whether to wait while the smoothed loss is above its lowest value at any decision
-            by more than `tolerance`; what was missed is made up when the part of the run that is
-            left for recovery begins.
+        adaptive: whether to wait while the loss (on validation data, if there are; else that of
+            training, smoothed) is above its lowest value at any decision by more than `tolerance`;
+            what was missed is made up when the part of the run that is left for recovery begins.
         tolerance: relative rise of the loss that still counts as none, >= 0.
         seed: of the random criterion.
 
@@ -79,7 +79,37 @@ def gradual(
         MethodError: when it decides: the criterion says nothing about any group.
     """
     chosen = importance(criterion, seed=seed) if isinstance(criterion, str) else criterion
+
+    def remove(moment: Moment, seen: Observations, allowance: int) -> Plan | None:
+        scores = scores_of(chosen, moment, seen)
+        if moment.analysis.groups and not scores:
+            raise MethodError(
+                f"{criterion}: says nothing about any of the {len(moment.analysis.groups)} groups "
+                "of this model; choose another method",
+                method=criterion,
+            )
+        return to_limit(moment, scores, allowance, allocation=allocation, compensate=compensate)
+
     from_steps = frozenset(o for o in chosen.requires if o.is_gradient)
+    return scheduled(remove, from_steps, adaptive=adaptive, tolerance=tolerance)
+
+
+def scheduled(
+    remove: Callable[[Moment, Observations, int], Plan | None],
+    requires: frozenset[Observable] = frozenset(),
+    *,
+    adaptive: bool = False,
+    tolerance: float = 0.05,
+) -> Pruner:
+    """A method that removes as much as the schedule asks for.
+
+    Args:
+        remove: (moment, what training steps showed since the last decision, what may remain) ->
+            plan; called when more remains than the schedule allows.
+        requires: what to observe in training steps.
+        adaptive: as for `gradual`.
+        tolerance: likewise.
+    """
 
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))
@@ -92,11 +122,11 @@ def gradual(
 
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         late = moment.step >= state.course.deadline
-        waits = adaptive and not late and moment.loss > state.reference * (1 + tolerance)
+        waits = adaptive and not late and moment.judged > state.reference * (1 + tolerance)
         after = replace(
             state,
             next=state.course.after(moment.step),
-            reference=float(np.fmin(state.reference, moment.loss)),
+            reference=float(np.fmin(state.reference, moment.judged)),
             seen={},
         )
         limit = moment.limit
@@ -105,19 +135,10 @@ def gradual(
         allowance = limit.final if late else limit.now
         if counter(moment)({}) <= allowance:
             return after, None
-        scores = scores_of(chosen, moment, state.seen)
-        if moment.analysis.groups and not scores:
-            raise MethodError(
-                f"{criterion}: says nothing about any of the {len(moment.analysis.groups)} groups "
-                "of this model; choose another method",
-                method=criterion,
-            )
-        return after, to_limit(
-            moment, scores, allowance, allocation=allocation, compensate=compensate
-        )
+        return after, remove(moment, state.seen, allowance)
 
     return Pruner(
-        requires=from_steps,
+        requires=requires,
         init=init,
         observe=observe,
         decide=decide,
@@ -148,7 +169,7 @@ def to_limit(
     scores: Mapping[str, Floats],
     allowance: int,
     *,
-    allocation: str = "uniform",
+    allocation: str = "auto",
     compensate: bool = True,
 ) -> Plan | None:
     """The plan that leaves at most `allowance`, or as little as can be; None if nothing goes.
@@ -156,18 +177,20 @@ def to_limit(
     Args:
         moment: of the decision.
         scores: (U,) per group name, larger = keep.
-        allowance: parameters or MACs that may remain, as the moment's limit counts.
-        allocation: a key of `allocation.ALLOCATIONS`.
+        allowance: what may remain, as the moment's limit counts.
+        allocation: one of `allocation.CHOICES`.
         compensate: whether consumers take over the mean of what goes, where they can.
     """
     if not scores:
         return None
     groups, size = moment.analysis.groups, counter(moment)
+    kind = None if moment.limit is None else moment.limit.kind
+    order = settled_allocation(allocation, kind)
 
     def complete(keep: Mapping[str, Mask]) -> dict[str, Mask]:
         return completed_keep(moment.analysis, keep, worth=scores, round_to=moment.round_to)
 
-    found = allocate(groups, scores, allowance, size, allocation=allocation, complete=complete)
+    found = allocate(groups, scores, allowance, size, allocation=order, complete=complete)
     plan = Plan(keep=found.keep)
     if not plan.removed():
         return None

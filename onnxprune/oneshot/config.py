@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnxprune.data import LAYOUTS
 from onnxprune.errors import ConfigError
-from onnxprune.methods.allocation import ALLOCATIONS
+from onnxprune.methods.allocation import CHOICES, settled_allocation
 from onnxprune.methods.importance import WITHOUT_GRADIENTS
 from onnxprune.rewrite.residual import RESIDUALS
-from onnxprune.training.config import PROVIDERS, Target, check_pattern, parse_target
+from onnxprune.training.config import PROVIDERS, check_pattern
+from onnxprune.training.target import Target, parse_target
 
 __all__ = ["VERIFICATIONS", "PruneConfig"]
 
@@ -21,15 +23,20 @@ auto is whole for models of up to 1.9 GB and parts for larger ones."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneConfig:
-    """All options of a one-shot removal; one of `target`, `lossless` and `recipe` is set.
+    """All options of a one-shot removal.
+
+    One of `target` (or `max_drop`), `lossless` and `recipe` is set.
 
     Attributes:
         target: what should remain, as `parse_target` reads it.
+        max_drop: by how much the metric on the user's labels may fall, in the metric's own unit;
+            less goes than the target asks for where that would cost more. Without a target, as
+            many parameters go as that allows.
         lossless: remove what changes nothing, and no more.
         recipe: path of a recipe whose removal is repeated.
         importance: a name in `WITHOUT_GRADIENTS`, for a target; None for variance with data,
             magnitude without.
-        allocation: a name in `ALLOCATIONS`, for a target.
+        allocation: one of `allocation.CHOICES`, for a target.
         round_to: groups that lose units keep a multiple of this many.
         residual: one of `rewrite.residual.RESIDUALS`: whether what shortcuts pass on may lose other
             channels than the blocks they pass; "decouple" only where the result is faster by it.
@@ -47,10 +54,11 @@ class PruneConfig:
     """
 
     target: str | None = None
+    max_drop: float | None = None
     lossless: bool = False
     recipe: str | None = None
     importance: str | None = None
-    allocation: str = "uniform"
+    allocation: str = "auto"
     round_to: int = 1
     residual: str = "coupled"
     keep: str | None = None
@@ -83,7 +91,7 @@ class PruneConfig:
     def _check_choices(self) -> None:
         choices = {
             "importance": (self.importance, WITHOUT_GRADIENTS),
-            "allocation": (self.allocation, ALLOCATIONS),
+            "allocation": (self.allocation, CHOICES),
             "layout": (self.layout, LAYOUTS),
             "verify": (self.verify, VERIFICATIONS),
             "residual": (self.residual, RESIDUALS),
@@ -99,13 +107,15 @@ class PruneConfig:
         """Just one thing to do."""
         asked = {
             "--target": self.target is not None,
+            "--max-drop": self.max_drop is not None and self.target is None,
             "--lossless": self.lossless,
             "--recipe": self.recipe is not None,
         }
         given = [name for name, is_set in asked.items() if is_set]
         if not given:
             raise ConfigError(
-                "nothing to do: give --target params=50% (or macs=50%), --lossless, or --recipe F"
+                "nothing to do: give --target params=50% (or macs=50%, latency=50%), --max-drop 1% "
+                "with --data, --lossless, or --recipe F"
             )
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other; choose one")
@@ -115,8 +125,16 @@ class PruneConfig:
             )
         if self.recipe is not None and (self.keep is not None or self.only is not None):
             raise ConfigError("--recipe repeats a removal as it is; leave out --keep and --only")
+        if self.max_drop is not None and not 0 <= self.max_drop < math.inf:
+            raise ConfigError(f"--max-drop {self.max_drop}: expected a number, at least 0")
         if self.target is not None:
             parse_target(self.target)
+
+    @property
+    def allocated(self) -> str:
+        """The allocation that is used: a key of `ALLOCATIONS`."""
+        goal = self.goal
+        return settled_allocation(self.allocation, None if goal is None else goal.kind)
 
     @property
     def goal(self) -> Target | None:

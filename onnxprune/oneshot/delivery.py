@@ -7,32 +7,34 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxprune.data import check_target
 from onnxprune.errors import ConfigError, DataError, InvariantError, ModelError
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import load, save
 from onnxprune.oneshot.examples import Difference
+from onnxprune.oneshot.judge import judge
 from onnxprune.oneshot.removal import Job, Removal
 from onnxprune.rewrite.recipe import METADATA, Recipe
 from onnxprune.runtime.verify import compare
 from onnxprune.storage import write_text
-from onnxprune.training.evaluation import model_metrics
-from onnxprune.training.losses import resolve
 
 __all__ = ["Result", "difference_notes", "metrics", "write"]
 
 _FILE_TOLERANCE = 1e-5  # of an output's magnitude: the file computes what the graph computed
-_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Result:
-    """Graphs before and after with their analyses, and how they compare."""
+    """Graphs before and after with their analyses, and how they compare.
+
+    Attributes:
+        times: milliseconds per batch before and after; None where models are not run as a whole.
+    """
 
     before: tuple[ir.Model, Analysis]
     after: tuple[ir.Model, Analysis]
     removal: Removal
     difference: Difference | None
+    times: tuple[float, ...] | None = None
 
 
 def write(result: Result, loaded: ir.Model, target: Path, name: str, job: Job) -> None:
@@ -92,34 +94,11 @@ def difference_notes(result: Result, job: Job) -> tuple[str, ...]:
 def metrics(result: Result, job: Job) -> tuple[list[dict[str, float]], tuple[str, ...]]:
     """Metrics before and after where there are labels; why not where they do not fit."""
     nothing: list[dict[str, float]] = [{}, {}]
-    data = job.examples.data
-    if data is None or job.device is None or job.parts:
-        return nothing, ()
-    name, split = next(
-        (name, part)
-        for name, part in (
-            ("test", data.test),
-            ("validation", data.validation),
-            ("given", data.train),
-        )
-        if part is not None
-    )
-    if split.target is None:
-        return nothing, ()
     try:
-        objective = resolve(result.before[0], None, "auto", split.target)
-        split = check_target(split, objective.kind, objective.classes, shape=objective.shape)
+        judged = judge(result.before[0], job, tested=True)
     except (ConfigError, DataError) as error:
         return nothing, (f"no metrics: {error}",)
-    found = [
-        model_metrics(
-            model,
-            split,
-            (objective,),
-            batch_size=job.examples.static or _BATCH,
-            static=job.examples.static is not None,
-            device=job.device,
-        )
-        for model, _ in (result.before, result.after)
-    ]
-    return found, (f"metrics on {len(split)} {name} examples",)
+    if judged is None:
+        return nothing, ()
+    found = [judged.metrics(model) for model, _ in (result.before, result.after)]
+    return found, (f"metrics on {judged.examples}",)

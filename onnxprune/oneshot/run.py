@@ -27,14 +27,8 @@ from onnxprune.model import load, stored_size, trainable_dtype
 from onnxprune.oneshot.config import PruneConfig
 from onnxprune.oneshot.delivery import Result, difference_notes, metrics, write
 from onnxprune.oneshot.examples import Difference, Examples, differences, gather
-from onnxprune.oneshot.removal import (
-    Job,
-    Removal,
-    by_recipe,
-    candidates,
-    to_target,
-    without_loss,
-)
+from onnxprune.oneshot.removal import Job, Removal, by_recipe, candidates, without_loss
+from onnxprune.oneshot.target import to_target
 from onnxprune.oneshot.verification import Verification, verification
 from onnxprune.reports import Event, Report, Size
 from onnxprune.rewrite.inline import inline
@@ -221,11 +215,16 @@ def _result(model: ir.Model, analysis: Analysis, removal: Removal, job: Job) -> 
         difference = Difference(
             error=found.error, relative=found.relative, same=None, examples=count
         )
+    times = None
+    goal = job.config.goal
+    if job.verified == "whole" or (goal is not None and goal.kind == "latency"):
+        times = tuple(latencies((model, removal.model), job.examples.first, device=job.runtime))
     return Result(
         before=(model, analysis),
         after=(removal.model, after),
         removal=removal,
         difference=difference,
+        times=times,
     )
 
 
@@ -246,12 +245,20 @@ def _shares(result: Result, config: PruneConfig) -> tuple[float, bool] | None:
     goal = config.goal
     if goal is None:
         return None
-    before, after = (_size(goal.kind, *side) for side in (result.before, result.after))
+    before, after = _sizes(goal.kind, result)
     return after / before if before else 1.0, after <= goal.limit(before)
 
 
-def _size(kind: str, model: ir.Model, analysis: Analysis) -> int:
-    return cost.parameters(model) if kind == "params" else cost.macs(model, analysis)
+def _sizes(kind: str, result: Result) -> tuple[int, int]:
+    """Parameters, MACs or nanoseconds before and after."""
+    if kind == "latency":
+        assert result.times is not None
+        before, after = (round(1e6 * taken) for taken in result.times)
+    elif kind == "params":
+        before, after = (cost.parameters(model) for model, _ in (result.before, result.after))
+    else:
+        before, after = (cost.macs(*side) for side in (result.before, result.after))
+    return before, after
 
 
 def _refuse(result: Result, config: PruneConfig) -> None:
@@ -270,9 +277,13 @@ def _ceiling(result: Result, config: PruneConfig) -> str:
     goal, least = config.goal, result.removal.least
     assert goal is not None
     assert least is not None
-    what = "parameters" if goal.kind == "params" else "MACs"
-    share = 100 * least / max(_size(goal.kind, *result.before), 1)
-    return f"at least {least} {what} ({share:.1f} %) must stay"
+    if config.max_drop is not None:
+        return f"more would cost more than --max-drop {config.max_drop:g}, or cannot go"
+    share = 100 * least / max(_sizes(goal.kind, result)[0], 1)
+    what = f"{least} {'parameters' if goal.kind == 'params' else 'MACs'}"
+    if goal.kind == "latency":
+        what = f"about {least / 1e6:.3g} ms"
+    return f"at least {what} ({share:.1f} %) must stay"
 
 
 def _report(
@@ -283,10 +294,7 @@ def _report(
     notes: tuple[str, ...],
 ) -> Report:
     sides = (result.before, result.after)
-    times: list[float | None] = [None, None]
-    if job.verified == "whole":
-        models = [model for model, _ in sides]
-        times = [*latencies(models, job.examples.first, device=job.device)]
+    times = (None, None) if result.times is None else result.times
     measured, said = metrics(result, job)
     sizes = [
         Size(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +13,7 @@ import onnx_ir as ir
 from onnxprune.base import Array
 from onnxprune.runtime.session import Device, Runner
 
-__all__ = ["latencies"]
+__all__ = ["latencies", "taking_turns"]
 
 _PATIENCE = 5  # times the planned seconds, after which one round is enough
 
@@ -32,18 +34,31 @@ def latencies(
         seconds: about how long to measure in all.
     """
     runners = [Runner(model, device=device or Device()) for model in models]
+    return taking_turns([partial(runner.run, feeds) for runner in runners], seconds=seconds)
+
+
+def taking_turns(
+    works: Sequence[Callable[[], Any]], *, seconds: float, quantile: float = 0.5
+) -> list[float]:
+    """Milliseconds per call of each of `works`, which are called in turns.
+
+    Args:
+        works: what is measured.
+        seconds: about how long to measure in all.
+        quantile: of the calls' times, in [0, 1]: a low one where other programs disturb.
+    """
     start = time.perf_counter()
-    for runner in runners:  # the first runs allocate
-        runner.run(feeds)
+    for work in works:  # the first runs allocate
+        work()
         if time.perf_counter() < start + seconds:
-            runner.run(feeds)
-    times: list[list[float]] = [[] for _ in runners]
+            work()
+    times: list[list[float]] = [[] for _ in works]
     while not _enough(len(times[0]), (time.perf_counter() - start) / seconds):
-        for runner, taken in zip(runners, times, strict=True):
+        for work, taken in zip(works, times, strict=True):
             before = time.perf_counter()
-            runner.run(feeds)
+            work()
             taken.append(time.perf_counter() - before)
-    return [1000 * float(np.median(taken)) for taken in times]
+    return [1000 * float(np.quantile(taken, quantile)) for taken in times]
 
 
 def _enough(rounds: int, spent: float) -> bool:

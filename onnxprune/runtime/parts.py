@@ -15,7 +15,7 @@ from onnxprune.model import constant
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.scopes import subgraphs
 
-__all__ = ["PART", "run_in_parts"]
+__all__ = ["PART", "divided", "run_in_parts"]
 
 PART = 1 << 28  # bytes of weights in one stretch, unless a single node has more
 
@@ -49,6 +49,33 @@ def run_in_parts(
         if array is not None and value.name:
             known[value.name] = array
     return {value.name: known[value.name] for value in model.graph.outputs if value.name}
+
+
+def divided(
+    model: ir.Model,
+    feeds: Mapping[str, Array],
+    stops: Sequence[int],
+    *,
+    device: Device | None = None,
+) -> Iterator[tuple[ir.Model, dict[str, Array]]]:
+    """The model as stretches, each with the arrays that it reads.
+
+    Args:
+        model: not changed.
+        feeds: one array per input.
+        stops: number of the node behind the last one of each stretch, ascending; the last stop is
+            the number of nodes.
+        device: where to run what the next stretch reads.
+    """
+    nodes = list(model.graph)
+    last = {value.name or "": n for n, node in enumerate(nodes) for value in _read(node)}
+    last |= {value.name or "": len(nodes) for value in model.graph.outputs}
+    known: dict[str, Array] = dict(feeds)
+    for start, stop in zip((0, *stops), stops, strict=False):
+        stretch = _cut(model, start, stop, known, last)
+        yield stretch, {name: known[name] for value in stretch.graph.inputs if (name := value.name)}
+        if stop < len(nodes):
+            known |= _run(stretch, known, device or Device())
 
 
 def _run(stretch: ir.Model, feeds: Mapping[str, Array], device: Device) -> dict[str, Array]:

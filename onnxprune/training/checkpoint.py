@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Index, Snapshot
 from onnxprune.errors import DataError, ModelError, OnnxPruneError
+from onnxprune.graph.timing import Timing
 from onnxprune.model import constant, constants, in_memory, load, save
 from onnxprune.storage import sync
 from onnxprune.training.config import RunConfig
@@ -51,6 +52,7 @@ class Checkpoint:
         interval: steps between the method's decisions.
         seconds: of training so far.
         records: bytes of records.jsonl that belong to it.
+        timing: the table that a target in milliseconds is counted by.
     """
 
     stage: Stage
@@ -59,6 +61,7 @@ class Checkpoint:
     interval: int
     seconds: float
     records: int
+    timing: Timing | None = None
 
     @property
     def step(self) -> int:

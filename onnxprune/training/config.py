@@ -22,6 +22,7 @@ from onnxprune.model import external_files
 from onnxprune.rewrite.residual import RESIDUALS, SHORTCUT
 from onnxprune.training.cadence import parse_cadence
 from onnxprune.training.loss_spec import Loss, parse_loss
+from onnxprune.training.target import Target, parse_target
 
 __all__ = [
     "BATCH_NORM",
@@ -31,11 +32,9 @@ __all__ = [
     "SCHEDULES",
     "TARGET_SCHEDULES",
     "RunConfig",
-    "Target",
     "check_pattern",
     "option_name",
     "output_path",
-    "parse_target",
 ]
 
 OPTIMIZERS: Mapping[str, float] = {"adam": 1e-3, "adamw": 1e-3, "momentum": 1e-2, "sgd": 1e-2}
@@ -58,72 +57,6 @@ _CHOICES = {
     "residual": RESIDUALS,
     "layout": ("auto", "nchw", "nhwc", "none"),
 }
-_TARGET = re.compile(r"(params|macs)\s*=\s*(\d+(?:\.\d*)?|\.\d+)\s*(%|[kKMGB]?)")
-_MULTIPLES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """How much of the model is to remain; exactly one of the two sizes is set.
-
-    Attributes:
-        kind: "params" or "macs".
-        fraction: of what the model has at the start, in (0, 1).
-        absolute: a number of parameters or multiply-accumulates, at least 1.
-    """
-
-    kind: str
-    fraction: float | None = None
-    absolute: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("params", "macs"):
-            raise ConfigError(f"target {self.kind!r}: expected params or macs", kind=self.kind)
-        if (self.fraction is None) == (self.absolute is None):
-            raise ConfigError(f"target {self.kind}: expected a fraction or a number, not both")
-        if self.fraction is not None and not 0.0 < self.fraction < 1.0:
-            raise ConfigError(
-                f"target {self}: what remains must be more than 0% and less than 100%",
-                fraction=self.fraction,
-            )
-        if self.absolute is not None and self.absolute < 1:
-            raise ConfigError(f"target {self}: expected at least 1", absolute=self.absolute)
-
-    def __str__(self) -> str:
-        if self.fraction is not None:
-            return f"{self.kind}={self.fraction * 100:.6g}%"
-        return f"{self.kind}={self.absolute}"
-
-    def limit(self, before: int) -> int:
-        """What may remain of `before` parameters or multiply-accumulates."""
-        if self.fraction is not None:
-            return max(math.floor(self.fraction * before), 1)
-        return min(self.absolute or before, before)
-
-
-def parse_target(text: str) -> Target:
-    """Read "params=30%", "macs=50%", "params=100k" or "macs=1.5M"; what is given is what remains.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = _TARGET.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(
-            f"--target {text}: expected what should remain, such as params=30%, macs=50% or "
-            "params=100k",
-            target=text,
-        )
-    kind, number, suffix = match.groups()
-    if suffix == "%":
-        return Target(kind=kind, fraction=float(number) / 100)
-    absolute = float(number) * _MULTIPLES[suffix]
-    if absolute < 1:
-        raise ConfigError(
-            f"--target {text}: less than one; write {kind}={float(number) * 100:g}% for a share",
-            target=text,
-        )
-    return Target(kind=kind, absolute=round(absolute))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ Entry: `deliver`. What is written is read again and compared with what the sessi
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from onnxprune.data import Split
 from onnxprune.errors import InvariantError, ModelError
 from onnxprune.graph import cost
+from onnxprune.graph.groups import Analysis
 from onnxprune.model import constants, load, save, stored_size
 from onnxprune.reports import (
     Report,
@@ -26,11 +28,12 @@ from onnxprune.runtime.session import Runner, is_newer, lowered_note
 from onnxprune.runtime.single import is_single, saturates
 from onnxprune.runtime.verify import TOLERANCE, agreement, compare, is_random, tolerance_of
 from onnxprune.training.evaluation import model_metrics
-from onnxprune.training.loop import Outcome
 from onnxprune.training.lowering import evaluation_copy
+from onnxprune.training.outcome import Outcome
 from onnxprune.training.problem import Problem
 from onnxprune.training.pruning import Stage, removable, size
 from onnxprune.training.resuming import Request
+from onnxprune.training.target import Target
 
 __all__ = ["deliver", "metrics_of"]
 
@@ -153,10 +156,10 @@ def _report(
     goal = problem.config.goal
     achieved = reached = None
     if goal is not None:
-        before, left = (
-            size(goal.kind, each, analysis) for each, analysis in zip(models, analyses, strict=True)
-        )
+        before, left = _counted(goal.kind, models, analyses, times)
         achieved, reached = left / before, left <= goal.limit(before)
+        if not reached:
+            notes += _missed(problem, goal, stage)
     return Report(
         model=os.fspath(path),
         output=os.fspath(target),
@@ -173,6 +176,34 @@ def _report(
         notes=notes,
         run_directory=os.fspath(directory.path),
     )
+
+
+def _counted(
+    kind: str,
+    models: Sequence[ir.Model],
+    analyses: Sequence[Analysis],
+    times: Sequence[float],
+) -> tuple[int, ...]:
+    """Parameters, MACs or nanoseconds of each model."""
+    if kind == "latency":
+        return tuple(round(1e6 * taken) for taken in times)
+    return tuple(size(kind, *each) for each in zip(models, analyses, strict=True))
+
+
+def _missed(problem: Problem, goal: Target, stage: Stage) -> tuple[str, ...]:
+    """Why a target was not reached."""
+    config = problem.config
+    if goal.kind == "latency":
+        return ("latency: what is left was measured, the target was counted by the table",)
+    least = cost.ceiling(stage.model, stage.analysis)[goal.kind != "params"]
+    before = size(goal.kind, stage.model, stage.analysis)
+    if least > goal.limit(before):
+        what = "parameters" if goal.kind == "params" else "MACs"
+        share = 100 * least / before
+        return (f"the target is out of reach: at least {least} {what} ({share:.1f} %) must stay",)
+    if config.method in ("none", "meprop"):
+        return (f"the target is not reached because --method {config.method} removes nothing",)
+    return ()
 
 
 def _type_notes(problem: Problem, outcome: Outcome) -> tuple[str, ...]:

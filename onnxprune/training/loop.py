@@ -6,14 +6,15 @@ running out) leaves the last whole stage.
 Nothing here depends on the clock or on what was drawn before: the order of an epoch follows from
 the seed and the epoch, samples and node seeds from the seed and the step. So a run that goes on
 from a checkpoint does what it would have done. When checkpoints are written may depend on the clock
-(`keeper`), and changes nothing.
+(`keeper`), and changes nothing. Latencies are measured once, at the beginning, and then are data.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from onnxprune.methods import Pruner
 from onnxprune.reports import Evaluated, Event, Progress
 from onnxprune.training.checkpoint import Checkpoint
 from onnxprune.training.evaluation import evaluate, main_metric
-from onnxprune.training.guards import check_finite, check_target
+from onnxprune.training.guards import check_target
 from onnxprune.training.interrupts import Interruption, deferred
 from onnxprune.training.keeper import Keeper
 from onnxprune.training.loss_nodes import part_names
+from onnxprune.training.outcome import Outcome, concluded
 from onnxprune.training.pace import course, learning_rate, observe_every
 from onnxprune.training.problem import Problem, stream
 from onnxprune.training.pruning import (
@@ -43,37 +45,14 @@ from onnxprune.training.pruning import (
 )
 from onnxprune.training.rounds import Round, needed, opened
 from onnxprune.training.tally import Mark, Tally
+from onnxprune.training.timing import timing_of
 
-__all__ = ["Loop", "Outcome"]
+__all__ = ["Loop"]
 
 _REPORT_EVERY = 20  # steps
 _WITNESSES = 32  # examples on which the written file is compared with the session
 _VERIFIED = 64  # examples a removal is verified on
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Outcome:
-    """Where a run ended.
-
-    Attributes:
-        stage: the model to keep.
-        exact, bounded: units removed.
-        steps: optimizer steps done.
-        seconds: that took, before an interruption and after it.
-        notes: why it ended early, what was put back.
-        witness: inputs, and what the training session predicted for them with the numbers of
-            `stage`; None when that was not evaluated.
-        terminated: whether the process is to end, as SIGTERM asked.
-    """
-
-    stage: Stage
-    exact: int
-    bounded: int
-    steps: int
-    seconds: float
-    notes: tuple[str, ...]
-    witness: tuple[Mapping[str, Array], Array] | None = None
-    terminated: bool = False
+_RECOVERS = 0.2  # of the epochs: how long a metric may stay below --max-drop
 
 
 class Loop:
@@ -100,9 +79,11 @@ class Loop:
         layout = course(problem, None if resumed is None else resumed.interval)
         self.epoch_steps, self.steps, self.interval = layout.epoch, layout.steps, layout.interval
         self.rate = learning_rate(problem.config, self.steps)
+        self.timing = timing_of(problem, stage) if resumed is None else resumed.timing
         self.before = {
             "params": cost.parameters(stage.model),
             "macs": cost.macs(stage.model, stage.analysis),
+            "latency": 0 if self.timing is None else self.timing.start,
         }
         self.part_names = part_names(problem.objectives)
         self.seconds = 0.0  # of the parts of this run before
@@ -164,26 +145,14 @@ class Loop:
             self._note(f"interrupted at step {self.stage.snapshot.step} of {self.steps}")
         finally:
             self._close()
-        return replace(self._outcome(), terminated=interruption.is_termination)
-
-    def _outcome(self) -> Outcome:
-        tally = self.tally
-        mark = tally.best
-        if self._fell(tally.best or tally.last) and tally.good is not None:
-            mark = tally.good
-            step = mark.stage.snapshot.step
-            self._note(f"the metric fell by more than --max-drop; step {step} was kept")
-        stage = self.stage if mark is None else mark.stage
-        check_finite(stage.snapshot, self.tally.loss)
-        witness = None if mark is None or mark.predicted is None else mark.predicted
-        return Outcome(
-            stage=stage,
-            witness=None if witness is None else (self.witnesses, witness),
-            exact=tally.exact if mark is None else mark.exact,
-            bounded=tally.bounded if mark is None else mark.bounded,
-            steps=self.stage.snapshot.step,
+        return concluded(
+            self.problem.config,
+            self.tally,
+            self.stage,
+            witnesses=self.witnesses,
             seconds=self._elapsed(),
-            notes=(*self.tally.notes, *self.keeper.notes),
+            notes=self.keeper.notes,
+            terminated=interruption.is_termination,
         )
 
     def _elapsed(self) -> float:
@@ -258,7 +227,7 @@ class Loop:
         assert self.round is not None
         session = self.round.session
         step = session.step
-        observe = self.pruner is not None and step % self.observe_every == 0
+        observe = self._removes and step % self.observe_every == 0
         observe = observe and bool(self.round.collector.outputs)
         numbers = {} if self.pruner is None else self.pruner.scalars(self.state, step)
         result = session.train_step(
@@ -320,6 +289,7 @@ class Loop:
             interval=self.interval,
             seconds=self._elapsed(),
             records=self.keeper.directory.length,
+            timing=self.timing,
         )
 
     def _keep_last(self) -> None:
@@ -332,14 +302,21 @@ class Loop:
 
     # --- removals --------------------------------------------------------------------------------
 
+    @property
+    def _removes(self) -> bool:
+        """Whether units may still go."""
+        return self.pruner is not None and not self.tally.settled
+
     def _maybe_prune(self) -> None:
         assert self.round is not None
         step, tally = self.round.session.step, self.tally
-        if self.pruner is None or not self.pruner.due(self.state, step) or self._fell(tally.last):
+        if self.pruner is None or not self._removes or self._fell(tally.last):
+            return
+        if not self.pruner.due(self.state, step):
             return
         self._sync()
         problem = self.problem
-        limit = limit_at(problem.config, self.before, step / self.steps)
+        limit = limit_at(problem.config, self.before, step / self.steps, self.timing)
         count = sample_size(
             self.interval, problem.step_size, len(problem.train), static=problem.static_batch
         )
@@ -348,6 +325,7 @@ class Loop:
             self._without_failed(),
             steps=self.steps,
             loss=tally.loss,
+            validation=math.nan if tally.last is None else tally.last.loss,
             limit=limit,
             sample=self._draw("probe", count),
         )
@@ -412,6 +390,22 @@ class Loop:
             predicted=self.round.session.evaluate(self.witnesses)[problem.objective.prediction],
         )
         self.tally = self.tally.judged(name, mark, problem.config.max_drop)
+        self._maybe_go_back()
+
+    def _maybe_go_back(self) -> None:
+        """Return to the last size that was good enough, where the network does not recover."""
+        good, fallen = self.tally.good, self.tally.fallen
+        patience = max(int(_RECOVERS * self.problem.config.epochs), 2)
+        if fallen < patience or good is None or not self.tally.is_smaller_than(good):
+            return
+        step = self.stage.snapshot.step
+        self._close()
+        self.stage = replace(good.stage, snapshot=replace(good.stage.snapshot, step=step))
+        self.tally = self.tally.gone_back(good).noted(
+            f"the metric stayed below --max-drop for {fallen} epochs: at step {step} the model of "
+            f"step {good.stage.snapshot.step} was taken up again, and nothing more was removed"
+        )
+        self.round = self._open()
 
     def _fell(self, mark: Mark | None) -> bool:
         return self.tally.fell(mark, self.problem.config.max_drop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ from onnxprune.errors import PlanError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.parameters import trained
+from onnxprune.graph.timing import Timing
 from onnxprune.methods import Limit, Moment
 from onnxprune.methods.compose import RECOVERY
 from onnxprune.model import constants
@@ -59,6 +61,7 @@ _LARGEST_SAMPLE = 2048  # examples; more would not change what is constant
 _SMALLEST_SAMPLE = 256
 _SHARE = 0.015  # of the training time, for probes; observing steps take as much again at most
 _FORWARD = 1 / 3  # cost of a forward pass, in training steps
+_MARGIN = 0.05  # of a latency: how far below the target the table must say it is
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -102,18 +105,29 @@ def size(kind: str, model: ir.Model, analysis: Analysis) -> int:
     return cost.parameters(model) if kind == "params" else cost.macs(model, analysis)
 
 
-def limit_at(config: RunConfig, before: Mapping[str, int], progress: float) -> Limit | None:
+def limit_at(
+    config: RunConfig, before: Mapping[str, int], progress: float, timing: Timing | None = None
+) -> Limit | None:
     """What may remain at `progress` in [0, 1] of the run; None without a target.
 
     The run's schedule is through before the part that is left for recovery.
+
+    Args:
+        config: of the run.
+        before: what the model given has, per kind of target.
+        progress: steps done, as a share.
+        timing: for a latency.
     """
     goal = config.goal
     if goal is None:
         return None
     start = before[goal.kind]
     final = goal.limit(start)
+    if goal.kind == "latency" and final < start:
+        final = max(int((1 - _MARGIN) * final), 1)
     done = SPARSITY[config.target_schedule](min(progress / (1 - RECOVERY), 1.0))
-    return Limit(kind=goal.kind, now=int(start - (start - final) * done), final=final)
+    now = int(start - (start - final) * done)
+    return Limit(kind=goal.kind, now=now, final=final, timing=timing)
 
 
 def sample_size(interval: int, batch_size: int, examples: int, *, static: bool = False) -> int:
@@ -134,10 +148,12 @@ def moment(
     steps: int,
     loss: float,
     limit: Limit | None,
+    validation: float = math.nan,
     sample: Mapping[str, Array],
 ) -> Moment:
     """What the method may look at now; `sample` is a part of the training inputs."""
-    return _moment_of(problem, stage, stage.current(), sample, steps=steps, loss=loss, limit=limit)
+    facts = {"steps": steps, "loss": loss, "validation": validation, "limit": limit}
+    return _moment_of(problem, stage, stage.current(), sample, **facts)
 
 
 def _moment_of(

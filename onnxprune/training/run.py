@@ -37,7 +37,8 @@ from onnxprune.training.config import RunConfig, output_path
 from onnxprune.training.delivery import deliver, metrics_of
 from onnxprune.training.encoding import encode
 from onnxprune.training.keeper import Keeper, newest
-from onnxprune.training.loop import Loop, Outcome
+from onnxprune.training.loop import Loop
+from onnxprune.training.outcome import Outcome
 from onnxprune.training.problem import Problem, pose
 from onnxprune.training.pruning import Stage, removable
 from onnxprune.training.resuming import Request, check_same, describe, reopened

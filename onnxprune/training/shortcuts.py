@@ -22,9 +22,10 @@ from onnxprune.methods.importance import importance
 from onnxprune.rewrite.prune import prune
 from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.runtime.latency import latencies
-from onnxprune.training.config import RunConfig, Target
+from onnxprune.training.config import RunConfig
 from onnxprune.training.problem import Problem, sized
 from onnxprune.training.pruning import removable
+from onnxprune.training.target import Target
 
 __all__ = ["with_shortcuts"]
 
@@ -63,6 +64,8 @@ def _decided(problem: Problem, residual: str, note: str) -> Problem:
 def _small(model: ir.Model, config: RunConfig, names: Iterable[str]) -> ir.Model:
     """The model pruned by magnitude, as far as the run is to prune it."""
     analysis, goal = removable(model, config), config.goal or _TRIAL
+    if goal.kind == "latency":
+        goal = _TRIAL if goal.fraction is None else replace(goal, kind="macs")
     held, criterion = weights(model, analysis), importance("magnitude")
     found = {group.name: criterion.score(group, held, {}) for group in analysis.groups}
     scores = {name: score for name, score in found.items() if score is not None}

@@ -54,6 +54,8 @@ class Tally:
         parts: its terms by name, likewise, where there are several.
         exact, bounded: units removed.
         stale: evaluations since the best one.
+        fallen: evaluations in a row whose metric had fallen too far.
+        settled: whether no more units go.
         metric: name of the one that decides; empty before the first evaluation.
         baseline: that metric of the model given; None without validation data.
         best: since the last removal.
@@ -69,6 +71,8 @@ class Tally:
     exact: int = 0
     bounded: int = 0
     stale: int = 0
+    fallen: int = 0
+    settled: bool = False
     metric: str = ""
     baseline: float | None = None
     best: Mark | None = None
@@ -114,14 +118,32 @@ class Tally:
             now = replace(now, best=mark, stale=0)
         else:
             now = replace(now, stale=now.stale + 1)
-        good = now.good if now.fell(mark, max_drop) else mark
-        return replace(now, last=mark, good=good)
+        if now.fell(mark, max_drop):
+            return replace(now, last=mark, fallen=now.fallen + 1)
+        return replace(now, last=mark, good=mark, fallen=0)
+
+    def gone_back(self, good: Mark) -> Tally:
+        """After the run has returned to `good`, and lets the rest of its units be."""
+        return replace(
+            self,
+            exact=good.exact,
+            bounded=good.bounded,
+            best=good,
+            last=good,
+            stale=0,
+            fallen=0,
+            settled=True,
+        )
 
     def fell(self, mark: Mark | None, max_drop: float | None) -> bool:
         """Whether the metric of `mark` fell by more than the user allows."""
         if max_drop is None or mark is None or self.baseline is None:
             return False
         return better(self.metric, mark.metric, self.baseline) < -max_drop
+
+    def is_smaller_than(self, mark: Mark) -> bool:
+        """Whether units went since `mark`."""
+        return (self.exact, self.bounded) != (mark.exact, mark.bounded)
 
     def noted(self, note: str) -> Tally:
         """With one more thing for the report to say."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from onnxprune.errors import ConfigError
-from onnxprune.training.config import OPTIMIZERS, RunConfig, Target, output_path, parse_target
+from onnxprune.training.config import OPTIMIZERS, RunConfig, output_path
+from onnxprune.training.target import Target, parse_target
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,10 @@ from onnxprune.training.config import OPTIMIZERS, RunConfig, Target, output_path
         ("params=100k", Target(kind="params", absolute=100_000)),
         (" macs = 1.5M ", Target(kind="macs", absolute=1_500_000)),
         ("params=7", Target(kind="params", absolute=7)),
+        ("latency=50%", Target(kind="latency", fraction=0.5)),
+        ("latency=2ms", Target(kind="latency", absolute=2_000_000)),
+        ("latency = 350 us", Target(kind="latency", absolute=350_000)),
+        ("latency=.5s", Target(kind="latency", absolute=500_000_000)),
     ],
 )
 def test_targets_are_read_and_written(text: str, target: Target) -> None:
@@ -25,7 +30,9 @@ def test_targets_are_read_and_written(text: str, target: Target) -> None:
     assert parse_target(str(target)) == target
 
 
-@pytest.mark.parametrize("text", ["", "30%", "flops=3%", "params=-1", "params=1e5", "params=5x"])
+@pytest.mark.parametrize(
+    "text", ["", "30%", "flops=3%", "params=-1", "params=1e5", "params=5x", "latency=5", "macs=5ms"]
+)
 def test_other_targets_are_explained(text: str) -> None:
     with pytest.raises(ConfigError, match="expected what should remain, such as params=30%"):
         parse_target(text)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from onnxprune.base import Axis, Floats, Group, Mask, Member
 from onnxprune.errors import ConfigError
-from onnxprune.methods.allocation import ALLOCATIONS, Cost, allocate
+from onnxprune.methods.allocation import ALLOCATIONS, Cost, allocate, settled_allocation
 
 
 def group(name: str, size: int, width: int = 1) -> Group:
@@ -51,6 +51,39 @@ def test_global_compares_groups_after_dividing_by_their_means() -> None:
     scaled = {"a": scores["a"] * 1e6, "b": scores["b"]}
     again = allocate(AB, scaled, 8, counting(AB), allocation="global")
     assert kept(again.keep) == kept(found.keep)
+
+
+def test_gain_takes_units_where_they_cost_most_and_leaves_some_everywhere() -> None:
+    groups = [group("a", 16), group("b", 16)]
+    scores = {"a": np.ones(16), "b": np.ones(16)}
+    price = {"a": 10, "b": 1}
+    found = allocate(groups, scores, 88, counting(groups, price), allocation="gain")
+    left = {name: int(mask.sum()) for name, mask in found.keep.items()}
+    assert found.size <= 88
+    assert 1 < left["a"] < left.get("b", 16)
+    even = allocate(groups, scores, 88, counting(groups, price), allocation="uniform")
+    assert len(found.keep["a"]) == 16
+    assert left["a"] < even.keep["a"].sum()
+
+
+def test_gain_takes_less_important_units_first() -> None:
+    groups = [group("a", 4), group("b", 4)]
+    scores = {"a": np.array([4.0, 1, 3, 2]), "b": np.array([10.0, 10, 10, 10])}
+    found = allocate(groups, scores, 6, counting(groups), allocation="gain")
+    assert kept(found.keep) == {"a": [0, 2]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind", "expected"),
+    [
+        ("auto", "latency", "gain"),
+        ("auto", "params", "uniform"),
+        ("auto", None, "uniform"),
+        ("global", "latency", "global"),
+    ],
+)
+def test_auto_follows_what_the_target_counts(choice: str, kind: str | None, expected: str) -> None:
+    assert settled_allocation(choice, kind) == expected
 
 
 def test_isomorphic_ranks_groups_of_one_form_together() -> None:

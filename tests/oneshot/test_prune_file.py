@@ -89,6 +89,92 @@ def test_macs_can_be_the_target(prune: Prune) -> None:
     assert macs(smaller, analyze(smaller)) <= 0.5 * report.before.macs
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which models take as long as they have parameters, and stretches by width."""
+
+    def by_size(models: Any, *_arguments: Any, **_options: Any) -> list[float]:
+        return [parameters(each) / 1000 for each in models]
+
+    def falling(works: Any, **_options: Any) -> list[float]:
+        return [float(len(works) - number) for number in range(len(works))]
+
+    monkeypatch.setattr("onnxprune.oneshot.target.latencies", by_size)
+    monkeypatch.setattr("onnxprune.oneshot.run.latencies", by_size)
+    monkeypatch.setattr("onnxprune.training.timing.taking_turns", falling)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("allocation", ["auto", "uniform"])
+def test_a_latency_is_measured_again_and_more_goes_while_it_is_too_long(
+    prune: Prune, allocation: str
+) -> None:
+    """The table knows nothing of parameters, the clock counts them: five tries come close."""
+    network = model(CONVNET)
+    options = {"target": "latency=60%", "allocation": allocation}
+    _, report = prune(network, (IMAGES, None), **options)
+    assert report.before.latency_ms == report.before.parameters / 1000
+    assert report.achieved == pytest.approx(report.after.parameters / report.before.parameters)
+    assert report.reached is (report.achieved <= 0.6)
+    assert report.achieved < 0.7
+    used = "gain" if allocation == "auto" else "uniform"
+    assert any(note.endswith(f"allocation {used}") for note in report.notes)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_latency_in_milliseconds_and_one_out_of_reach(prune: Prune, tmp_path: Path) -> None:
+    network = model(CONVNET)
+    _, report = prune(network, target="latency=5ms")  # of 6, by the table
+    assert report.reached
+    assert report.after.latency_ms <= 5 / 6 * report.before.latency_ms
+    with pytest.raises(ConfigError, match=r"latency=0.1ms: out of reach; .* when every group"):
+        prune(network, target="latency=100us", output=tmp_path / "none.onnx")
+    with pytest.raises(ConfigError, match="needs a runtime that holds the whole model"):
+        prune(network, target="latency=50%", verify="parts", output=tmp_path / "none.onnx")
+    assert not (tmp_path / "none.onnx").exists()
+
+
+def accuracy_of(report: Any) -> tuple[float, float]:
+    return report.before.metrics["accuracy"], report.after.metrics["accuracy"]
+
+
+@pytest.mark.parametrize("target", [None, "params=10%"])
+def test_no_more_goes_than_the_metric_can_bear(
+    prune: Prune, lenet: Path, target: str | None
+) -> None:
+    _, free = prune(lenet, "digits", target="params=10%")
+    before, after = accuracy_of(free)
+    assert after < before - 0.1
+    _, report = prune(lenet, "digits", target=target, max_drop=0.02)
+    (note,) = [note for note in report.notes if note.startswith("accuracy ")]
+    assert note.endswith("given examples; more would have cost more than --max-drop")
+    numbers = [float(word) for word in note.replace(",", "").split() if word[0].isdigit()]
+    assert numbers[0] - 0.02 <= numbers[1] <= 1
+    assert 0.1 < report.after.parameters / report.before.parameters < 1
+    assert accuracy_of(report)[1] > before - 0.06
+    assert report.reached is (None if target is None else False)
+    assert not any("must stay" in note for note in report.notes)
+
+
+def test_a_target_within_the_allowed_drop_is_reached(prune: Prune, lenet: Path) -> None:
+    _, plain = prune(lenet, "digits", target="params=95%")
+    _, report = prune(lenet, "digits", target="params=95%", max_drop=0.1)
+    assert report.reached
+    assert report.after.parameters == plain.after.parameters
+    assert not any("would have cost" in note for note in report.notes)
+
+
+def test_a_limit_to_the_drop_needs_labels(prune: Prune) -> None:
+    with pytest.raises(ConfigError, match=r"--max-drop 0\.1: needs labelled examples"):
+        prune(model(CONVNET), (IMAGES, None), max_drop=0.1)
+    with pytest.raises(ConfigError, match=r"--max-drop 0\.1: needs labelled examples"):
+        prune(model(CONVNET), target="params=50%", max_drop=0.1)
+    with pytest.raises(ConfigError, match="--max-drop -1: expected a number"):
+        prune(model(CONVNET), (IMAGES, LABELS), max_drop=-1)
+    with pytest.raises(ConfigError, match="--max-drop and --lossless exclude each other"):
+        prune(model(CONVNET), (IMAGES, LABELS), max_drop=0.1, lossless=True)
+
+
 def test_the_same_seed_prunes_the_same(prune: Prune) -> None:
     options = {"target": "params=50%", "importance": "random"}
     first, _ = prune(model(CONVNET), seed=1, **options)
