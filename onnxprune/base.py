@@ -311,6 +311,7 @@ class Observable(enum.Enum):
     VARIANCE = "variance"  # sum of squares
     ABSOLUTE = "absolute"  # sum of |a|
     ACTIVE = "active"  # number of non-zeros
+    PAIRS = "pairs"  # sums of products of any two indices
     GATE = "gate"  # sum of a dL/da, batch by batch
     SALIENCY = "saliency"  # sums of |a dL/da| and (a dL/da)^2
     HITS = "hits"  # examples for which it was among the top k of |dL/da|
@@ -331,6 +332,7 @@ class Window:
         total, square, absolute: (C,) float64 sums of a, a^2 and |a|; None when not observed.
         active: (C,) float64 number of non-zeros; None when not observed.
         low, high: (C,) float64 smallest and largest value; None when not observed.
+        pairs: (C, C) float64 sums of a_i a_j; None when not observed.
         gate: (C,) float64, the derivative of the loss by a factor at the index, g = sum of a dL/da
             over examples and positions, summed over batches; None when not observed.
         gate_square: (C,) float64 sum of g^2 over batches.
@@ -347,6 +349,7 @@ class Window:
     active: Floats | None = None
     low: Floats | None = None
     high: Floats | None = None
+    pairs: Floats | None = None
     gate: Floats | None = None
     gate_square: Floats | None = None
     saliency: Floats | None = None

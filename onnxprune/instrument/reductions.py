@@ -69,7 +69,9 @@ class Reductions:
         return name
 
     def reduce(self, value: ir.Value, axis: Axis, rank: int, field: str) -> str:
-        """Output with one number per index of `axis`, as float32 vector."""
+        """Output with one number per index of `axis`; of "pairs", one per two of them."""
+        if field == "pairs":
+            return self._pairs(value, axis, rank)
         axes = [position for position in range(rank) if position != axis.position]
         source = self._indicator(value) if field == "active" else value
         name = f"{axis}/{field}"
@@ -83,6 +85,15 @@ class Reductions:
         else:
             reduced = self.append(op_type, [source], name, axes=axes, keepdims=0)
         return self._publish(reduced, value.dtype or ir.DataType.FLOAT, [None])
+
+    def _pairs(self, value: ir.Value, axis: Axis, rank: int) -> str:
+        """Output (C, C) with the sums of a_i a_j over all other axes."""
+        order = [axis.position, *(n for n in range(rank) if n != axis.position)]
+        first = self.append("Transpose", [value], f"{axis}/first", perm=order)
+        rows = self.append("Flatten", [first], f"{axis}/rows", axis=1)
+        columns = self.append("Transpose", [rows], f"{axis}/columns", perm=[1, 0])
+        pairs = self.append("MatMul", [rows, columns], f"{axis}/pairs")
+        return self._publish(pairs, value.dtype or ir.DataType.FLOAT, [None, None])
 
     def _indicator(self, value: ir.Value) -> ir.Value:
         """1 where `value` is not zero, else 0."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Array, Axis, Observable, Window
+from onnxprune.base import Array, Axis, Floats, Observable, Window
 from onnxprune.graph.shapes import dtypes
 from onnxprune.instrument.reductions import Reductions
 from onnxprune.model import trainable_dtype
@@ -25,6 +25,7 @@ _FIELDS = {
     Observable.VARIANCE: ("total", "square"),
     Observable.ABSOLUTE: ("absolute",),
     Observable.ACTIVE: ("active",),
+    Observable.PAIRS: ("pairs",),
 }
 
 
@@ -57,7 +58,7 @@ class Collector:
 
 def _window(outputs: Mapping[str, str], results: Mapping[str, Array]) -> Window:
     vectors = {
-        field: np.asarray(results[name], np.float64).reshape(-1)
+        field: _shaped(np.asarray(results[name], np.float64), field)
         for field, name in outputs.items()
         if field != "count"
     }
@@ -65,6 +66,11 @@ def _window(outputs: Mapping[str, str], results: Mapping[str, Array]) -> Window:
     if "gate" in vectors:
         vectors["gate_square"] = vectors["gate"] ** 2
     return Window(count=int(results[outputs["count"]]) // size, batches=1, **vectors)
+
+
+def _shaped(array: Floats, field: str) -> Floats:
+    """One number per index, or per pair of them."""
+    return array if field == "pairs" else array.reshape(-1)
 
 
 def attach(

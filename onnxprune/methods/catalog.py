@@ -10,6 +10,7 @@ from typing import Any
 from onnxprune.errors import ConfigError
 from onnxprune.methods.apoptosis import apoptosis
 from onnxprune.methods.compose import Pruner
+from onnxprune.methods.correlation import correlation
 from onnxprune.methods.demp import demp
 from onnxprune.methods.gradual import gradual, slimming
 from onnxprune.methods.importance import IMPORTANCES
@@ -25,6 +26,7 @@ METHODS: Mapping[str, Callable[..., Pruner] | None] = {
     "mesimp": mesimp,
     "meprop": meprop,
     "slimming": slimming,
+    "correlation": correlation,
     **{name: partial(gradual, name) for name in IMPORTANCES},
     "none": None,
 }

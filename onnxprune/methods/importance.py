@@ -39,7 +39,9 @@ __all__ = [
     "snap",
     "snip",
     "taylor",
+    "taylor_output",
     "taylor_weight",
+    "utility",
     "variance",
 ]
 
@@ -200,6 +202,23 @@ def taylor() -> Importance:
     return Importance(frozenset({Observable.GATE}), _observed(squared))
 
 
+def taylor_output() -> Importance:
+    """|mean of a dL/da| over batches, divided by its norm over the layer.
+
+    Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient
+    Inference" (arXiv 1611.06440), eqs. 7 and 8: the change of the loss, to first order, that
+    removing a feature map causes, with the layer-wise L2 normalization that makes layers compare.
+    The mean is over what an observed batch holds.
+    """
+    plain = snap()
+
+    def score(group: Group, weights: Weights, seen: Observations) -> Floats | None:
+        scores = plain.score(group, weights, seen)
+        return None if scores is None else scores / (float(np.linalg.norm(scores)) or 1.0)
+
+    return Importance(plain.requires, score)
+
+
 def snap() -> Importance:
     """Change of the loss, to first order, that removing a unit causes: |sum over batches of g_j|.
 
@@ -259,6 +278,46 @@ def variance() -> Importance:
         return np.maximum(window.square / count - (window.total / count) ** 2, 0.0)
 
     return Importance(frozenset({Observable.MEAN, Observable.VARIANCE}), _observed(spread))
+
+
+def utility() -> Importance:
+    """How much a unit moves, times what it is read with, over what makes it.
+
+    The utility of continual back propagation, as in google/dopamine (labs/redo): mean |a - mean a|
+    * sum |w_out| / sum |w_in|. We have the standard deviation in place of the mean deviation.
+    """
+    plain = variance()
+
+    def score(group: Group, weights: Weights, seen: Observations) -> Floats | None:
+        spread = plain.score(group, weights, seen)
+        makers = _maker_axes(group, weights)
+        made = _lengths(group, weights, makers)
+        read = _lengths(group, weights, _reader_axes(group, weights))
+        if spread is None or made is None or read is None:
+            return None
+        return _finite(np.sqrt(spread) * read / np.maximum(made, 1e-12))
+
+    return Importance(plain.requires, score)
+
+
+def _lengths(group: Group, weights: Weights, axes: list[Axis]) -> Floats | None:
+    """(U,) sum of |w| over the parameters on `axes`; None without any."""
+    rows = [
+        _powers(weights[axis].array, axis.position, 1)[group.member(axis).index].sum(axis=1)
+        for axis in axes
+    ]
+    return np.sum(rows, axis=0) if rows else None
+
+
+def _reader_axes(group: Group, weights: Weights) -> list[Axis]:
+    """The parameters that are contracted with the units."""
+    return [
+        member.axis
+        for member in group.members
+        if (found := weights.get(member.axis)) is not None
+        and not found.incoming
+        and found.role == Role.WEIGHT
+    ]
 
 
 def _makers(group: Group, weights: Weights) -> Iterator[tuple[Index, int, Array]]:
@@ -324,7 +383,9 @@ IMPORTANCES: Mapping[str, Callable[[], Importance]] = {
     "mean-activation": mean_activation,
     "variance": variance,
     "dormancy": dormancy,
+    "utility": utility,
     "taylor": taylor,
+    "taylor-output": taylor_output,
     "taylor-weight": taylor_weight,
     "snip": snip,
     "snap": snap,

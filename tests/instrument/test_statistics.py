@@ -19,7 +19,7 @@ from onnxprune.training.losses import LOSS, TARGET, resolve
 from onnxprune.training.lowering import TrainingCopy, lower
 from onnxprune.windows import merge_windows
 
-FIELDS = ("total", "square", "absolute", "active", "low", "high")
+FIELDS = ("total", "square", "absolute", "active", "low", "high", "pairs")
 NETWORK = """(float[N, 3, 4, 4] x) => (float[N, 2] y)
     <float[5, 3, 3, 3] w, float[5] b, float[5, 2] v> {
     c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
@@ -63,6 +63,7 @@ def by_numpy(array: Array, position: int) -> dict[str, Array]:
         "active": (rows != 0).sum(axis=1),
         "low": rows.min(axis=1),
         "high": rows.max(axis=1),
+        "pairs": rows @ rows.T,
     }
 
 
@@ -142,6 +143,7 @@ def test_double_precision_values_are_observed() -> None:
         (Observable.VARIANCE, {"total", "square"}),
         (Observable.ABSOLUTE, {"absolute"}),
         (Observable.ACTIVE, {"active"}),
+        (Observable.PAIRS, {"pairs"}),
     ],
 )
 def test_only_what_is_asked_for_is_observed(observable: Observable, fields: set[str]) -> None:

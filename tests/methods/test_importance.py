@@ -22,7 +22,9 @@ from onnxprune.methods.importance import (
     snap,
     snip,
     taylor,
+    taylor_output,
     taylor_weight,
+    utility,
     variance,
 )
 
@@ -124,8 +126,9 @@ def test_weights_that_overflowed_say_nothing() -> None:
         (dormancy(), seen(absolute=[10, 5, 0, 1]), [2.5, 1.25, 0, 0.25]),
         (taylor(), seen(gate_square=[4, 1, 0, 2]), [2, 0.5, 0, 1]),
         (snap(), seen(gate=[-4, 1, 0, 2]), [4, 1, 0, 2]),
+        (taylor_output(), seen(gate=[-4, 0, 0, 3]), [0.8, 0, 0, 0.6]),
     ],
-    ids=["apoz", "mean-activation", "variance", "dormancy", "taylor", "snap"],
+    ids=["apoz", "mean-activation", "variance", "dormancy", "taylor", "snap", "taylor-output"],
 )
 def test_activations_at_the_consumers(
     criterion: object, observed: dict[Axis, Window], expected: list[float]
@@ -143,6 +146,20 @@ def test_sensitivity_of_the_weights_that_make_a_unit(criterion: object, field: s
     observed = seen(**{field: [4, 1, 0, 2]})
     assert score(only_group(MLP), held, observed).tolist() == [2, 0.5, 0, 1]
     assert score(only_group(MLP), held, {}) is None
+
+
+def test_utility_weighs_how_a_unit_moves_by_what_reads_and_makes_it() -> None:
+    network = model(
+        """(float[N, 2] x) => (float[N, 1] y) <float[2, 4] w, float[4, 1] v>
+        { h = MatMul(x, w) a = Relu(h) y = MatMul(a, v) }""",
+        w=W,
+        v=np.array([[1], [-2], [3], [7]], np.float32),
+    )
+    observed = seen(total=[0, 0, 0, 10], square=[90, 40, 0, 10])
+    held = weights(network, analyze(network))
+    found = utility().score(only_group(network), held, observed)
+    assert found is not None
+    assert found.tolist() == pytest.approx([3 * 1 / 3, 2 * 2 / 3, 0, 0], abs=1e-9)
 
 
 def test_random_scores_repeat_by_seed_and_differ_by_group() -> None:
