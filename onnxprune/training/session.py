@@ -27,8 +27,8 @@ from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import GradientGraph
 from onnxprune.training.gradient_update import GRADIENTS, PARAMETERS, kernel
 from onnxprune.training.lowering import expose
-from onnxprune.updates.accumulation import CONTINUED, Accumulation
-from onnxprune.updates.graph import AVERAGE, LEARNING_RATE, SHARE, STEP, UpdateGraph
+from onnxprune.updates.accumulation import Accumulation
+from onnxprune.updates.graph import AVERAGE, CONTINUED, LEARNING_RATE, SHARE, STEP, UpdateGraph
 from onnxprune.updates.split import Piece, SplitUpdate
 
 __all__ = ["Session", "StepResult"]
@@ -244,6 +244,7 @@ class Session:
             LEARNING_RATE: self._scalar(learning_rate),
             STEP: np.array(self._step - self._start.since + 1, dtype=np.int64),
             SHARE: self._scalar(parts[-1][0]),
+            CONTINUED: np.array(len(parts) > 1),
             **{name: self._scalar(given[name]) for name in self._update_graph.scalars},
         }
         results |= self._bound["update"].run(numbers)

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
-from onnxprune.updates.graph import SHARE, UpdateGraph
+from onnxprune.updates.around import CONTINUED, SHARE, gathered
+from onnxprune.updates.graph import UpdateGraph
 from onnxprune.updates.in_place import OPSET, Writer, check_aliasing
 from onnxprune.updates.ranks import match_ranks
 from onnxprune.updates.split import SplitUpdate
 
-__all__ = ["CONTINUED", "Accumulation", "build_accumulation"]
-
-CONTINUED = "continued"
+__all__ = ["Accumulation", "build_accumulation"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -47,7 +46,7 @@ def build_accumulation(
     state: Mapping[str, Sequence[int]],
     dtype: ir.DataType = ir.DataType.FLOAT,
 ) -> Accumulation:
-    """The graph that goes before `update`: sum = continued ? sum + share * g : share * g.
+    """The graph that goes before `update`: sum = `gathered`(sum, g).
 
     Args:
         update: built with accumulated=True.
@@ -63,9 +62,9 @@ def build_accumulation(
     share = writer.input(SHARE, (), dtype)
     continued = writer.input(CONTINUED, (), ir.DataType.BOOL)
     for name, shape in shapes.items():
-        part = e.op("Mul", writer.input(update.gradients[name], shape), share)
+        gradient = writer.input(update.gradients[name], shape)
         old = writer.input(update.sums[name], shape)
-        writer.overwrite(old, e.op("Where", continued, e.op("Add", old, part), part))
+        writer.overwrite(old, gathered(e, old, gradient, share, continued))
     carried = {name: writer.carry(e, name, shape) for name, shape in state.items()}
     model = writer.model(e)
     match_ranks(model, opset=OPSET)

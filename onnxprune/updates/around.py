@@ -18,6 +18,7 @@ from onnxprune.updates.in_place import Writer
 
 __all__ = [
     "AVERAGE",
+    "CONTINUED",
     "GRADIENT_NORM",
     "LEARNING_RATE",
     "SHARE",
@@ -25,12 +26,14 @@ __all__ = [
     "Around",
     "Site",
     "Transform",
+    "gathered",
     "move_averages",
 ]
 
 LEARNING_RATE = "learning_rate"
 STEP = "step"
 SHARE = "share"
+CONTINUED = "continued"
 GRADIENT_NORM = "gradient_norm"
 AVERAGE = "average"
 """The moment that holds the moving average of a parameter; it begins at the parameter's value."""
@@ -69,7 +72,8 @@ class Around:
 
     Attributes:
         accumulated: whether the gradient is that of the last batch of several: the input `SHARE`
-            () is its share of the examples, and the sum over the others comes in an input.
+            () is its share of the examples, and the sum over the others comes in an input, which
+            counts only where `CONTINUED` () bool says that there were others.
         clip_value: largest magnitude of any element of a gradient.
         clip_norm: largest Euclidean norm of all gradients together (after `clip_value`, before
             decay); the norm before clipping is then an output, `GRADIENT_NORM`.
@@ -114,11 +118,12 @@ class Around:
         if not self.accumulated:
             return dict(gradients)
         share = writer.input(SHARE, (), e.dtype)
+        continued = writer.input(CONTINUED, (), ir.DataType.BOOL)
         totals = {}
         for name, gradient in gradients.items():
             shape = [] if gradient.shape is None else [int(size) for size in gradient.shape.numpy()]
             before = writer.input(f"{name}/sum", shape)
-            totals[name] = e.op("Add", before, e.op("Mul", gradient, share))
+            totals[name] = gathered(e, before, gradient, share, continued)
         return totals
 
     def clipped(
@@ -152,6 +157,14 @@ class Around:
         for transform in self.parameter_transforms:
             parameter = transform(e, site, parameter)
         return parameter
+
+
+def gathered(
+    e: Emitter, before: ir.Value, gradient: ir.Value, share: ir.Value, continued: ir.Value
+) -> ir.Value:
+    """The sum of the gradients of a step so far: continued ? before + share * g : share * g."""
+    part = e.op("Mul", gradient, share)
+    return e.op("Where", continued, e.op("Add", before, part), part)
 
 
 def move_averages(e: Emitter, writer: Writer, decay: ir.Value, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.updates.around import (
     AVERAGE,
+    CONTINUED,
     GRADIENT_NORM,
     LEARNING_RATE,
     SHARE,
@@ -31,6 +32,7 @@ from onnxprune.updates.rules import Moving, Rule, Scalars
 
 __all__ = [
     "AVERAGE",
+    "CONTINUED",
     "GRADIENT_NORM",
     "LEARNING_RATE",
     "SHARE",
@@ -48,7 +50,7 @@ class UpdateGraph:
 
     Attributes:
         model: inputs: `LEARNING_RATE` (), `STEP` () int64 from 1, all those named below, and
-            `SHARE` () where there are sums.
+            `SHARE` () and `CONTINUED` () bool where there are sums.
         parameters: names of the parameters; these are their input names too.
         gradients: input name per parameter.
         sums: per parameter, the input that holds what `updates.accumulation` gathered from the
