@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.base import Array
+from onnxprune.runtime.session import Device, Runner
 from onnxprune.training import gradient, gradient_blocked
 from onnxprune.training.gradient_blocked import DOMAIN, block_size
 from onnxprune.training.losses import TARGET
@@ -115,3 +116,19 @@ def test_rows_looked_up_several_times_gather_all_their_gradients(
     assert "GatherGrad" not in {node.op_type for node in setup.graph.model.graph}
     x = np.array([[3, 3, 3, 0, -1, 19], [19, 7, 3, 3, 0, -20], [5, 5, 5, 5, 5, 5]])
     assert slope_error(setup, {"x": x, TARGET: np.array([0, 1, 3])}) < 1e-3
+
+
+def test_threads_do_not_lose_gradients_of_rows_looked_up_several_times(
+    model_from: Any, training: Any
+) -> None:
+    text = TABLE.replace("20,8", "20,512").replace("8,4", "512,4").replace("N,6", "N,500")
+    setup = training(model_from(text))
+    feeds = {"x": np.arange(4 * 500).reshape(4, 500) % 3, TARGET: np.array([0, 1, 3, 2])}
+    found = []
+    for threads in (1, 4, 4):
+        runner = Runner(setup.graph.model, Device(threads=threads))
+        arrays = {**setup.snapshot.parameters, **feeds}
+        results = runner.run({name: arrays[name] for name in runner.inputs})
+        found.append(results[setup.graph.gradients["p_table"]])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-7)
+    assert np.array_equal(found[1], found[2])
