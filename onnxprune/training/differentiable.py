@@ -30,7 +30,7 @@ Abs Add BatchNormalization Cast Clip Concat Conv ConvTranspose Cos Div Dropout E
 Flatten Gather GatherElements GatherND Gelu Gemm GlobalAveragePool Identity LayerNormalization
 LeakyRelu Log LogSoftmax MatMul Max MaxPool Min Mul Neg Pad Pow Reciprocal ReduceL2
 ReduceLogSumExp ReduceMean ReduceSum Relu Reshape ScatterElements ScatterND Sigmoid Sin Slice
-Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze Where
+Softmax Split Sqrt Squeeze Sub Tanh Tile TopK Transpose Trilu Unsqueeze
 """
 ENGINE = frozenset(_ENGINE.split())
 

@@ -22,16 +22,35 @@ _ENGINE = "com.microsoft"
 Slope: TypeAlias = Callable[[Emitter, ir.Value, ir.Value], ir.Value]
 
 
-def unbroadcast(e: Emitter, slope: ir.Value, target: ir.Value) -> ir.Value:
-    """`slope` summed over the axes along which `target` was repeated."""
+def unbroadcast(
+    e: Emitter, slope: ir.Value, target: ir.Value, whole: ir.Value | None = None
+) -> ir.Value:
+    """`slope` summed over the axes along which `target` was repeated.
+
+    Args:
+        e: where to write.
+        slope: of what `target` was repeated to.
+        target: whose sizes the result has.
+        whole: a value with the sizes of `slope`; where they are those of `target`, nothing is done.
+    """
+    if whole is not None and _same_sizes(target, whole):
+        return slope
     shape, full = e.op("Shape", target), e.op("Shape", slope)
-    names = [f"{e.prefix}/{target.name}/{side}_axes" for side in ("own", "other")]
+    names = [f"{full.name}/{side}_axes" for side in ("own", "other")]
     axes, unused = e.ops("BroadcastGradientArgs", shape, full, outputs=names, domain=_ENGINE)
     unused.name = ""
     total = e.op(
         "ReduceSumTraining", slope, axes, domain=_ENGINE, keepdims=1, noop_with_empty_axes=1
     )
     return e.op("Reshape", total, shape)
+
+
+def _same_sizes(value: ir.Value, other: ir.Value) -> bool:
+    """Whether both are known to have the same sizes, open ones included."""
+    if value.shape is None or other.shape is None or len(value.shape) != len(other.shape):
+        return False
+    pairs = zip(value.shape, other.shape, strict=True)
+    return all(a == b and (isinstance(a, int) or a.value is not None) for a, b in pairs)
 
 
 def _unary(op_type: str, derivative: Slope) -> None:
@@ -77,24 +96,37 @@ def power(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     if call.wanted[0]:
         nothing = e.op("Equal", a, e.scalar(0.0))
         lower = e.op("Where", nothing, e.scalar(0.0), e.op("Sub", a, e.scalar(1.0)))
-        dx = unbroadcast(e, e.op("Mul", slope, e.op("Mul", a, e.op("Pow", x, lower))), x)
+        dx = unbroadcast(e, e.op("Mul", slope, e.op("Mul", a, e.op("Pow", x, lower))), x, y)
     if call.wanted[1]:
         real = e.op("Greater", x, e.scalar(0.0))
         log = e.op("Log", e.op("Where", real, x, e.scalar(1.0)))
-        da = unbroadcast(e, e.op("Mul", slope, e.op("Mul", y, log)), a)
+        da = unbroadcast(e, e.op("Mul", slope, e.op("Mul", y, log)), a, y)
     return [dx, da]
+
+
+@gradient("Where")
+def choice(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
+    """The slope where the value was chosen; the engine does not sum it where it was repeated."""
+    slope, zero = call.slopes[0], e.scalar(0.0)
+    assert slope is not None
+    slopes: list[ir.Value | None] = [None, None, None]
+    for slot, pair in ((1, (slope, zero)), (2, (zero, slope))):
+        if call.wanted[slot]:
+            part = e.op("Where", call.input(0), *pair)
+            slopes[slot] = unbroadcast(e, part, call.input(slot), call.node.outputs[0])
+    return slopes
 
 
 @gradient("Mod")
 def remainder(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     """X - b trunc(x / b) has the slopes 1 and -trunc(x / b); fmod only, as floats have no other."""
-    x, b, slope = call.input(0), call.input(1), call.slopes[0]
+    x, b, y, slope = call.input(0), call.input(1), call.node.outputs[0], call.slopes[0]
     assert slope is not None
-    dx = unbroadcast(e, slope, x) if call.wanted[0] else None
+    dx = unbroadcast(e, slope, x, y) if call.wanted[0] else None
     if not call.wanted[1]:
         return [dx, None]
-    ratio = e.op("Div", e.op("Sub", x, call.node.outputs[0]), b)
-    return [dx, unbroadcast(e, e.op("Neg", e.op("Mul", slope, ratio)), b)]
+    ratio = e.op("Div", e.op("Sub", x, y), b)
+    return [dx, unbroadcast(e, e.op("Neg", e.op("Mul", slope, ratio)), b, y)]
 
 
 @lowers("Shrink")

@@ -21,7 +21,7 @@ from onnxprune.emit import Emitter
 from onnxprune.model import constant, node_key, opset, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS
 from onnxprune.training.engine import BOX, DOMAIN, define
-from onnxprune.training.slots import beyond, bodies, quantized_source, wanted
+from onnxprune.training.slots import attribute, beyond, bodies, quantized_source, wanted
 
 __all__ = ["Call", "Hidden", "box", "hide", "operator_of", "reveal", "zeros"]
 
@@ -66,7 +66,7 @@ class Call:
         captures: what its bodies read from outside.
         slopes: per output, its slope; None where the loss does not depend on it.
         wanted: per input and then per capture, whether its slope is needed.
-        differentiate: the slopes of a body; see `gradient.differentiate_body`.
+        differentiate: the slopes of a body; see `bodies.differentiate_body`.
     """
 
     node: ir.Node
@@ -145,6 +145,8 @@ def _is_left_to_engine(node: ir.Node, live: Container[ir.Value]) -> bool:
         return all(value in live for value in node.outputs)
     if node.op_type == "DequantizeLinear":
         return quantized_source(node) is None
+    if node.op_type in ("ScatterElements", "ScatterND"):
+        return attribute(node, "reduction", "none") == "none"
     if node.op_type == "Concat":
         return not any(_joined_twice(value) for value in node.inputs)
     if node.op_type == "Pow":
@@ -221,7 +223,8 @@ def _hand_over(old: Sequence[ir.Value], new: Sequence[ir.Value | None]) -> None:
         if after is None:
             continue
         name = before.name
-        after.type, after.shape = before.type or after.type, before.shape
+        after.type = before.type or after.type
+        after.shape = after.shape if before.shape is None else before.shape
         before.replace_all_uses_with(after, replace_graph_outputs=True)
         before.name = ""
         after.name = name
@@ -257,12 +260,14 @@ def _answer(
     )
     made: list[ir.Value | None] = []
     for value, slope, need in zip(inputs, slopes, needed, strict=True):
-        if need and slope is None:
+        if not need:
+            made.append(None)
+        elif slope is None:
             made.append(zeros(e, value))
-        elif need and slope is not None and slope in made:
-            made.append(e.op("Identity", slope))
+        elif slope in made or slope.producer() not in e.nodes:
+            made.append(e.op("Identity", slope))  # every slope has a name of its own
         else:
-            made.append(slope if need else None)
+            made.append(slope)
     e.add_to(graph, before=call)
     _hand_over(call.outputs, made)
     graph.remove(call, safe=True)

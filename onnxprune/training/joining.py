@@ -1,7 +1,8 @@
-"""Gradients of Concat and Split in the forms that the engine gets wrong.
+"""Gradients of Concat, Split and Scatter in the forms that the engine gets wrong.
 
 It leaves an output of Split without slope out of the slope of the input, which then is too short;
-and it gives the slope of a constant that two Concats read one name twice.
+it gives the slope of a constant that two Concats read one name twice; and it takes every Scatter
+for one that overwrites.
 """
 
 from __future__ import annotations
@@ -39,3 +40,13 @@ def concat(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     names = [f"{e.prefix}/part_{number}" for number in range(len(sizes))]
     whole = e.op("Concat", *sizes, axis=0)
     return e.ops("Split", call.slopes[0], whole, outputs=names, axis=axis)
+
+
+@gradient("ScatterElements", "ScatterND")
+def scatter(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
+    """With reduction "add": the slope itself for the data, what is found there for the updates."""
+    slope, places = call.slopes[0], call.input(1)
+    if call.node.op_type == "ScatterND":
+        return [slope, None, e.op("GatherND", slope, places)]
+    axis = attribute(call.node, "axis", 0)
+    return [slope, None, e.op("GatherElements", slope, places, axis=axis)]
