@@ -259,8 +259,9 @@ DEQUANTIZES: Facet[Callable[[View, int], Array | None]] = Facet("dequantizes")
 MIMICS: Facet[Callable[[Emitter, ir.Node], Sequence[ir.Value | None]]] = Facet("mimics")
 
 Lowering: TypeAlias = Callable[[Emitter, ir.Node], "ir.Value | Sequence[ir.Value | None] | None"]
-"""Writes an equal composition; returns what replaces the node's first output or all of them, or
-None to leave the node alone (the engine handles it, or sizes it would need are unknown)."""
+"""Writes an equal composition; returns what replaces the node's first output or all of them (an
+input, where nothing is left to compute), or None to leave the node alone (the engine handles it, or
+sizes it would need are unknown)."""
 
 LOWERS: Facet[Lowering] = Facet("lowers")
 GRADIENTS: Facet[Callable[..., Sequence[ir.Value | None]]] = Facet("gradient")

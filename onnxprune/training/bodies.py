@@ -28,6 +28,7 @@ def differentiate_body(
     prefix: str,
     *,
     opsets: Mapping[str, int],
+    provider: str,
 ) -> ir.Graph:
     """The slopes of a body: the chain rule through one pass of a loop, or a branch.
 
@@ -37,6 +38,7 @@ def differentiate_body(
         sinks: positions of its outputs that have slopes.
         prefix: of all names in the result.
         opsets: of the model.
+        provider: what the result will run on.
 
     Returns:
         A body whose inputs are those of `body` and then one slope per sink, and whose outputs are
@@ -62,9 +64,10 @@ def differentiate_body(
     if built is None:
         built = model.clone()
     slopes = _slopes_in(built.graph, len(ends))
-    reveal(built, hidden, functools.partial(differentiate_body, opsets=opsets))
+    again = functools.partial(differentiate_body, opsets=opsets, provider=provider)
+    reveal(built, hidden, again)
     _outputs_for(built, names, sources, opsets)
-    improve(built)
+    improve(built, provider=provider)
     return _opened(built.graph, inner, slopes, stand_ins, prefix)
 
 

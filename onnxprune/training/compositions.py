@@ -19,9 +19,10 @@ from onnxprune.model import constant, shape_of
 from onnxprune.ops.registry import Lowering, lowers
 from onnxprune.training.slots import attribute, data_input, optional_input, rank_of
 
-__all__ = ["softplus"]
+__all__ = ["root", "softplus"]
 
 _MANY = 257  # slices of which no product is written
+_NORMS = ("ReduceL2", "ReduceLogSumExp")
 
 
 def _axes(node: ir.Node) -> tuple[int, ...] | None:
@@ -136,6 +137,14 @@ def _prelu(e: Emitter, node: ir.Node) -> ir.Value:
     return e.op("Where", below, e.op("Mul", x, optional_input(node, 1)), x)
 
 
+def root(e: Emitter, x: ir.Value, p: float = 2) -> ir.Value:
+    """x^(1 / p) of what is not below 0; its slope at 0 is 0, as norms have it, not infinite."""
+    some = e.op("Greater", x, e.scalar(0.0))
+    safe = e.op("Where", some, x, e.scalar(1.0))
+    power = e.op("Sqrt", safe) if p == 2 else e.op("Pow", safe, e.scalar(1 / p))
+    return e.op("Where", some, power, e.scalar(0.0))
+
+
 # --- sums and extremes ---------------------------------------------------------------------------
 
 
@@ -146,7 +155,7 @@ def _chain(op_type: str) -> Lowering:
         total = data_input(node)
         for value in node.inputs[1:]:
             total = e.op(op_type, total, value)
-        return total if e.nodes else e.op("Identity", total)
+        return total
 
     return lower
 
@@ -221,13 +230,19 @@ def _product(e: Emitter, node: ir.Node) -> ir.Value | None:
     return x if attribute(node, "keepdims", 1) else e.op("Squeeze", x, e.integers(*axes))
 
 
-@lowers("ReduceSum", "ReduceMean", "ReduceLogSumExp")
-def _nothing_reduced(e: Emitter, node: ir.Node) -> ir.Value | None:
-    """Without axes where that means none; the engine would sum over all."""
+@lowers("ReduceSum", "ReduceMean", "ReduceLogSumExp", "ReduceL2")
+def _reduced(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """What the engine gets wrong: no axes where that means none, and norms that drop their axes."""
     given = optional_input(node, 1)
     empty = given is None or (constant(given) is not None and constant(given).size == 0)  # type: ignore[union-attr]
-    idle = empty and attribute(node, "noop_with_empty_axes", 0)
-    return e.op("Identity", data_input(node)) if idle else None
+    if empty and attribute(node, "noop_with_empty_axes", 0):
+        return data_input(node)
+    axes = _axes(node)
+    drops = node.op_type in _NORMS and not attribute(node, "keepdims", 1)
+    if not drops or axes is None:
+        return None
+    kept = e.reduce(node.op_type, data_input(node), axes)
+    return e.op("Squeeze", kept, e.integers(*axes))
 
 
 lowers("Max")(_chain("Max"))

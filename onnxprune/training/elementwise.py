@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
+from onnxprune.model import constant
 from onnxprune.ops.registry import gradient, lowers
 from onnxprune.training.hidden import Call
-from onnxprune.training.slots import attribute, data_input
+from onnxprune.training.slots import attribute, data_input, optional_input, wanted
 
 __all__ = ["gelu", "tanh_gelu", "unbroadcast"]
 
@@ -167,6 +168,17 @@ def _approximate_gelu(e: Emitter, node: ir.Node) -> ir.Value | None:
     """The engine gives the approximation by tanh the slope of the exact function."""
     x = data_input(node)
     return tanh_gelu(e, x) if attribute(node, "approximate", "none") == "tanh" else None
+
+
+@lowers("Dropout")
+def _kept(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """The identity where it is not told to drop."""
+    told = optional_input(node, 2)
+    flag = constant(told)
+    drops = told is not None and (flag is None or bool(flag))
+    if drops or any(wanted(value) for value in node.outputs[1:]):
+        return None
+    return e.op("Identity", data_input(node))
 
 
 @lowers("CastLike")

@@ -103,7 +103,10 @@ def differentiate(
             parameters=tuple(parameters),
         )
     assert built is not None
-    reveal(built, hidden, functools.partial(differentiate_body, opsets=model.opset_imports))
+    inner = functools.partial(
+        differentiate_body, opsets=model.opset_imports, provider=provider
+    )
+    reveal(built, hidden, inner)
     gradients = _gradients(names, built.graph)
     _order(built.graph, [*outputs, *(gradients[name] for name in trained)])
     improve(built, provider=provider)

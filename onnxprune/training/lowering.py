@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxprune.emit import Emitter
-from onnxprune.errors import ConfigError, UnsupportedOperatorError
+from onnxprune.errors import ConfigError
 from onnxprune.model import (
     constant,
     convert_opset,
@@ -236,7 +236,7 @@ def _initializer_behind(value: ir.Value | None) -> ir.Value | None:
 
 
 def _set_batch_norm(graph: ir.Graph, *, train: bool) -> dict[str, str]:
-    """Put every BatchNormalization in one mode; next running statistics become graph outputs."""
+    """Choose every BatchNormalization's mode; next running statistics become graph outputs."""
     nodes = [node for node in graph if node.op_type == "BatchNormalization"]
     statistics = {
         node: [_initializer_behind(node.inputs[slot]) for slot in (3, 4)] for node in nodes
@@ -248,7 +248,6 @@ def _set_batch_norm(graph: ir.Graph, *, train: bool) -> dict[str, str]:
         node.attributes["training_mode"] = ir.AttrInt64("training_mode", int(tracked))
         node.resize_outputs(3 if tracked else 1)
         if not tracked:
-            _freeze(graph, node)
             continue
         for slot, value in enumerate(pair):
             assert value is not None
@@ -260,29 +259,6 @@ def _set_batch_norm(graph: ir.Graph, *, train: bool) -> dict[str, str]:
             graph.outputs.append(following)
             state[value.name] = following.name
     return state
-
-
-def _freeze(graph: ir.Graph, node: ir.Node) -> None:
-    """Write a BatchNormalization that uses its running statistics as scale and shift.
-
-    The engine would turn it into one that normalizes by the batch.
-    """
-    x, scale, bias, mean, variance = node.inputs[:5]
-    if x is None or x.shape is None:
-        raise UnsupportedOperatorError(
-            f"BatchNormalization {node_key(node)}: its input has an unknown rank, so it cannot be "
-            "frozen; give the input shape with --input-shape, or train its statistics",
-            node=node_key(node),
-        )
-    e = Emitter(node_key(node), opset=_FIRST_OPSET, dtype=x.dtype or ir.DataType.FLOAT)
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    slope = e.op("Div", scale, e.op("Sqrt", e.op("Add", variance, e.scalar(epsilon))))
-    shift = e.op("Sub", bias, e.op("Mul", mean, slope))
-    trailing = range(1, len(x.shape) - 1)
-    if trailing:
-        slope = e.op("Unsqueeze", slope, e.integers(*trailing))
-        shift = e.op("Unsqueeze", shift, e.integers(*trailing))
-    _replace(graph, node, e, [e.op("Add", e.op("Mul", x, slope), shift)])
 
 
 def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> None:
@@ -297,9 +273,8 @@ def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> No
             node.attributes["seed"] = ir.AttrInt64("seed", own)
             node.resize_outputs(2)  # the gradient reads the mask
             node.outputs[1].name = node.outputs[1].name or f"{node_key(node)}/mask"
-        elif not any(value.uses() for value in node.outputs[1:]):
-            e = Emitter(node_key(node), opset=version)
-            _replace(graph, node, e, [e.op("Identity", node.inputs[0])])
+        else:
+            node.resize_inputs(min(len(node.inputs), 2))
 
 
 def compose(model: ir.Model) -> None:
@@ -328,9 +303,17 @@ def _rewrite(model: ir.Model) -> bool:
         e = Emitter(node_key(node), opset=opset(model), dtype=dtype)
         made = lowering(e, node)
         if made is not None:
-            _replace(model.graph, node, e, made if isinstance(made, Sequence) else [made])
+            values = made if isinstance(made, Sequence) else [made]
+            _replace(model.graph, node, e, [_own(e, value) for value in values])
             applied = True
     return applied
+
+
+def _own(e: Emitter, value: ir.Value | None) -> ir.Value | None:
+    """`value`, or a copy of one that was there before and keeps its name."""
+    if value is None or value.producer() in e.nodes:
+        return value
+    return e.op("Identity", value)
 
 
 def drop_unused(graph: ir.Graph) -> None:

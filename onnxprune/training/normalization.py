@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.model import shape_of
 from onnxprune.ops.registry import lowers
+from onnxprune.training.compositions import root
 from onnxprune.training.slots import attribute, data_input, optional_input, rank_of
 
 __all__: list[str] = []
@@ -29,6 +30,19 @@ def _affine(
     axes = e.integers(*range(1, 1 + trailing))
     scaled = e.op("Mul", x, e.op("Unsqueeze", scale, axes) if trailing else scale)
     return e.op("Add", scaled, e.op("Unsqueeze", bias, axes) if trailing else bias)
+
+
+@lowers("BatchNormalization")
+def _by_running_statistics(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """As scale and shift; the engine would turn it into one that normalizes by the batch."""
+    _, scale, bias, mean, variance = node.inputs[:5]
+    rank = rank_of(data_input(node))
+    if rank is None or attribute(node, "training_mode", 0):
+        return None
+    epsilon = e.scalar(attribute(node, "epsilon", 1e-5))
+    slope = e.op("Div", scale, e.op("Sqrt", e.op("Add", variance, epsilon)))
+    shift = e.op("Sub", bias, e.op("Mul", mean, slope))
+    return _affine(e, data_input(node), slope, shift, max(rank - 2, 0))
 
 
 @lowers("InstanceNormalization")
@@ -88,16 +102,20 @@ def _mean_variance_normalization(e: Emitter, node: ir.Node) -> ir.Value:
     x, axes = data_input(node), attribute(node, "axes", [0, 2, 3])
     centred = e.op("Sub", x, e.reduce("ReduceMean", x, axes))
     variance = e.reduce("ReduceMean", e.op("Mul", centred, centred), axes)
-    return e.op("Div", centred, e.op("Add", e.op("Sqrt", variance), e.scalar(1e-9)))
+    return e.op("Div", centred, e.op("Add", root(e, variance), e.scalar(1e-9)))
 
 
 @lowers("LpNormalization")
-def _lp_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
+def _lp_normalization(e: Emitter, node: ir.Node) -> ir.Value:
+    """x / norm, and 0 where that is 0."""
     axis, p = attribute(node, "axis", -1), attribute(node, "p", 2)
     x = data_input(node)
     if p == 1:
-        return e.op("Div", x, e.reduce("ReduceSum", e.op("Abs", x), (axis,)))
-    return e.op("Div", x, e.reduce("ReduceL2", x, (axis,)))
+        norm = e.reduce("ReduceSum", e.op("Abs", x), (axis,))
+    else:
+        norm = e.reduce("ReduceL2", x, (axis,))
+    nothing = e.op("Equal", norm, e.scalar(0.0))
+    return e.op("Div", x, e.op("Where", nothing, e.scalar(1.0), norm))
 
 
 @lowers("LRN")

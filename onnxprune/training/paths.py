@@ -8,9 +8,9 @@ import onnx_ir as ir
 
 from onnxprune.errors import InvariantError
 from onnxprune.model import node_key, trainable_dtype
-from onnxprune.ops.registry import GRADIENTS
+from onnxprune.ops.registry import GRADIENTS, LOWERS
 from onnxprune.training.differentiable import ENGINE, FLAT, LOSSES
-from onnxprune.training.slots import attribute, beyond
+from onnxprune.training.slots import attribute, beyond, bodies
 
 __all__ = ["APART", "blocked", "described", "live", "reaching"]
 
@@ -18,6 +18,8 @@ APART = "the loss does not depend on it"
 """Why a parameter without a path to the loss is not trained."""
 
 _STANDARD = ("", "ai.onnx")
+_EXTREMES = ("mul", "max", "min")  # reductions of Scatter operators
+_ANY = 1_000  # an opset: rules are for all of them
 
 
 def live(graph: ir.Graph, loss: str) -> set[ir.Value]:
@@ -78,13 +80,28 @@ def blocked(graph: ir.Graph, loss: str) -> Mapping[str, ir.Node]:
 def _is_obstacle(node: ir.Node) -> bool:
     """Whether there is no gradient for a node of a lowered graph.
 
-    The engine has one for a Conv with auto_pad, but it would abort the process.
+    The engine has one for a Conv with auto_pad, but it would abort the process; and it takes every
+    BatchNormalization for one that normalizes by the batch.
     """
-    if GRADIENTS.find(node, 1_000) is not None:
-        return False
+    if attribute(node, "reduction", "") in _EXTREMES:
+        return True
+    if GRADIENTS.find(node, _ANY) is not None:
+        return any(_obstructs(body) for _, body in bodies(node))
     if node.domain not in _STANDARD or node.op_type not in ENGINE | FLAT | LOSSES:
         return True
+    if node.op_type == "BatchNormalization":
+        return not attribute(node, "training_mode", 0)
     return node.op_type == "Conv" and attribute(node, "auto_pad", "NOTSET") != "NOTSET"
+
+
+def _obstructs(body: ir.Graph) -> bool:
+    """Whether a node without a gradient leads to an output of a body, which is not lowered yet."""
+    alive = _before([v for v in body.outputs if v.dtype is None or trainable_dtype(v.dtype)])
+    return any(
+        LOWERS.find(node, _ANY) is None and _is_obstacle(node)
+        for node in body
+        if any(value in alive for value in node.outputs)
+    )
 
 
 def described(node: ir.Node) -> str:

@@ -12,7 +12,15 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.model import constant, shape_of
 from onnxprune.ops.registry import lowers
-from onnxprune.training.slots import attribute, attributes, data_input, optional_input, rank_of
+from onnxprune.training.compositions import root
+from onnxprune.training.slots import (
+    attribute,
+    attributes,
+    data_input,
+    optional_input,
+    rank_of,
+    wanted,
+)
 
 __all__: list[str] = []
 
@@ -29,6 +37,15 @@ def global_max_pool(e: Emitter, node: ir.Node) -> ir.Value | None:
     flat = e.op("Reshape", data_input(node), e.integers(0, 0, -1))
     top, _ = e.ops("TopK", flat, e.integers(1), outputs=(f"{e.prefix}/top", f"{e.prefix}/at"))
     return e.op("Unsqueeze", top, e.integers(*range(3, len(shape)))) if len(shape) > 3 else top
+
+
+@lowers("MaxPool")
+def row_major(e: Emitter, node: ir.Node) -> ir.Value | None:
+    """Without storage_order, which only numbers the positions; the engine's gradient ignores it."""
+    if not attribute(node, "storage_order", 0) or any(wanted(v) for v in node.outputs[1:]):
+        return None
+    kept = {name: v.value for name, v in node.attributes.items() if name != "storage_order"}
+    return e.op("MaxPool", data_input(node), **kept)
 
 
 @lowers("Conv")
@@ -97,7 +114,8 @@ def _share_of_input(
     spatial = len(kernel)
     strides = attribute(node, "strides", [1] * spatial)
     dilations = attribute(node, "dilations", [1] * spatial)
-    given = list(attribute(node, "pads", [0] * (2 * spatial)))
+    same = attribute(node, "auto_pad", "NOTSET").startswith("SAME")
+    given = pads if same else list(attribute(node, "pads", [0] * (2 * spatial)))
     counts = np.ones((), dtype=np.float64)
     for axis in range(spatial):
         padded = np.zeros(pads[axis] + sizes[axis] + pads[spatial + axis])
@@ -184,9 +202,7 @@ def _power(e: Emitter, x: ir.Value, p: int) -> ir.Value:
 
 
 def _root(e: Emitter, x: ir.Value, p: int) -> ir.Value:
-    if p == 1:
-        return x
-    return e.op("Sqrt", x) if p == 2 else e.op("Pow", x, e.scalar(1 / p))
+    return x if p == 1 else root(e, x, p)
 
 
 @lowers("ConvTranspose")
@@ -243,7 +259,7 @@ def pad(e: Emitter, node: ir.Node) -> ir.Value | None:
         index = e.op("Range", zero, size, one)
         around = e.op("Gather", node.inputs[1], e.integers(*ends))
         value = e.op("Gather", value, e.op("Pad", index, around, mode=mode), axis=axis)
-    return value if e.nodes else None
+    return value
 
 
 def _pad_all(e: Emitter, node: ir.Node) -> ir.Value | None:

@@ -29,6 +29,7 @@ _KEPT = (
     "mode",
     "nearest_mode",
 )
+_CROP = "tf_crop_and_resize"
 
 
 @gradient("Resize")
@@ -65,7 +66,9 @@ def _resized(node: ir.Node) -> list[int]:
 
 
 def _is_kept(node: ir.Node, place: int, axis: int) -> bool:
-    """Whether the axis keeps its size for sure."""
+    """Whether nothing happens along the axis for sure."""
+    if attribute(node, "coordinate_transformation_mode", "") == _CROP:
+        return False
     scales = constant(optional_input(node, 2))
     if scales is not None and scales.size:
         return bool(scales[place] == 1)
@@ -100,7 +103,7 @@ def _matrix(e: Emitter, node: ir.Node, place: int, axis: int, count: int) -> ir.
 def _roi(e: Emitter, node: ir.Node, place: int, count: int) -> ir.Value | None:
     """The region of interest of the identity: all of its rows, the axis's own part of a row."""
     roi = optional_input(node, 1)
-    if attribute(node, "coordinate_transformation_mode", "") != "tf_crop_and_resize":
+    if attribute(node, "coordinate_transformation_mode", "") != _CROP:
         return None
     begin = e.op("Gather", roi, e.integers(place))
     end = e.op("Gather", roi, e.integers(count + place))
