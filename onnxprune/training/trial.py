@@ -4,12 +4,14 @@ The gradient engine is C++ that can abort, crash, loop or eat all memory for gra
 for, and would take the user's program with it. `attempt` lets a child do first what the run is
 about to do; what kills the child becomes an error. It is a process started anew, not a fork or a
 spawn of the main module, so that it works from notebooks and from scripts without a main guard. It
-costs about a second; a kind of graph that passed is not tried again in the same process.
+costs about a second; a kind of graph that passed is not tried again in the same process. Where no
+child can be started, nothing is tried, and a warning says so.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array
-from onnxprune.errors import OnnxPruneError, TrainingError
+from onnxprune.errors import ModelError, OnnxPruneError, TrainingError
 from onnxprune.model import load, node_key, save
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.gradient import differentiate
@@ -37,11 +39,14 @@ LIMIT = 600.0
 
 _REFUSED = 3  # the child's exit code when the engine raised instead of crashing
 _BISECTED = 20.0  # seconds; a crash that takes longer to come is not traced to an operator
+_STARTING = "starting"
 _BUILD, _OPEN, _STEP = "building the gradient", "opening the session", "the first step"
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from onnxprune.training.trial import main; main(sys.argv[2])"
 )
+
+_log = logging.getLogger(__name__)
 
 Kind: TypeAlias = frozenset[object]
 _passed: set[Kind] = set()
@@ -88,24 +93,39 @@ def attempt(
             (empty where they could not be found), `said` (the child's last line).
     """
     kind: Kind = frozenset().union(*(_kind(copy.model.graph) for copy in copies))
-    if kind in _passed or not sys.executable:
+    frozen = getattr(sys, "frozen", False)  # there the executable is the program, not Python
+    if kind in _passed or frozen or not sys.executable:
         return
+    try:
+        _tried(copies, parameters, feeds, device, limit)
+    except (OSError, ModelError) as error:  # no room for files, or no right to start processes
+        _log.warning("the first step is not tried in a child process: %s", error)
+        return
+    _passed.add(kind)
+
+
+def _tried(
+    copies: Sequence[TrainingCopy],
+    parameters: Sequence[str],
+    feeds: Mapping[str, Array],
+    device: Device,
+    limit: float,
+) -> None:
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
         folder = Path(name)
         for place, copy in enumerate(copies):
             save(copy.model, folder / f"{place}.onnx")
-        arrays: dict[str, Any] = dict(feeds)
-        np.savez(folder / "feeds.npz", **arrays)
+        np.savez(folder / "feeds.npz", *feeds.values())
         states = [dict(copy.state) for copy in copies]
         request: dict[str, Any] = {"states": states, "device": asdict(device)}
-        crash = _run(folder, {**request, "parameters": list(parameters)}, limit)
+        request |= {"feeds": list(feeds), "parameters": list(parameters)}
+        crash = _run(folder, request, limit)
         if crash is None:
-            _passed.add(kind)
             return
         operators: tuple[str, ...] = ()
         if crash.seconds < _BISECTED:
             graph = copies[0].model.graph
-            first = {**request, "states": request["states"][:1]}
+            first = {**request, "states": states[:1]}
             operators = _suspects(graph, _ordered(graph, parameters), folder, first)
     raise _error(crash, operators)
 
@@ -135,7 +155,7 @@ def _run(folder: Path, request: Mapping[str, Any], limit: float) -> _Crash | Non
     """One child; None when it went through, or was refused in an orderly way."""
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     stage = folder / "stage"
-    stage.write_text("starting", encoding="utf-8")
+    stage.write_text(_STARTING, encoding="utf-8")
     # Isolated from the current folder and the environment, with the paths of this process.
     command = [sys.executable, "-I", "-c", _START, json.dumps(_paths()), str(folder)]
     started = time.perf_counter()
@@ -150,6 +170,8 @@ def _run(folder: Path, request: Mapping[str, Any], limit: float) -> _Crash | Non
             return None
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         cause, said = _cause(done.returncode), lines[-1] if lines else ""
+        if done.returncode == 1 and stage.read_text(encoding="utf-8") == _STARTING:
+            raise OSError(f"Python cannot start one: {said}")  # says nothing about the model
     return _Crash(
         stage=stage.read_text(encoding="utf-8"),
         cause=cause,
@@ -219,11 +241,12 @@ def _suspects(
 def _error(crash: _Crash, operators: Sequence[str]) -> TrainingError:
     shown = ", ".join(operators[:6]) + (", ..." if len(operators) > 6 else "")
     where = f"; it begins with the gradient of one of: {shown}" if operators else ""
+    said = f" ({crash.said})" if crash.said else ""
     return TrainingError(
         f"the training engine does not survive this model: {crash.stage} ended with "
-        f"{crash.cause}{where}. That was tried in a child process, so nothing is lost: freeze what "
-        "leads through the operator at fault with --freeze, replace it in the model, or try a "
-        "smaller --batch-size",
+        f"{crash.cause}{said}{where}. That was tried in a child process, so nothing is lost: "
+        "freeze what leads through the operator at fault with --freeze, replace it in the model, "
+        "or try a smaller --batch-size",
         stage=crash.stage,
         cause=crash.cause,
         operators=tuple(operators),
@@ -240,7 +263,7 @@ def main(name: str) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     device = Device(**request["device"])
     with np.load(folder / "feeds.npz") as arrays:
-        feeds = dict(arrays)
+        feeds = dict(zip(request["feeds"], arrays.values(), strict=True))
     try:
         for place, state in enumerate(request["states"]):
             model = load(folder / f"{place}.onnx", check=False)

@@ -178,3 +178,35 @@ def test_it_works_from_a_script_without_a_main_guard(
     )
     assert (done.returncode, done.stdout.split("\n")[0]) == (0, "trained once"), done.stderr
     assert (tmp_path / "model.pruned.onnx").is_file()
+
+
+def test_inputs_may_have_any_name(model_from: Callable[..., ir.Model]) -> None:
+    copy = copy_of(model_from(CHAIN.replace("x,", "file,").replace("(x", "(file")))
+    feeds = {"file": FEEDS["x"], **TARGETS}
+    attempt([copy], ["p_u", "p_v", "p_w"], feeds, device=Device())
+    assert len(trial._passed) == 1
+
+
+@pytest.mark.parametrize("start", ["import no_such_module", None])
+def test_training_goes_on_where_no_child_can_be_started(
+    start: str | None,
+    model_from: Callable[..., ir.Model],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if start is None:
+        monkeypatch.setattr(sys, "executable", "/no/such/python")
+    else:
+        monkeypatch.setattr(trial, "_START", start)
+    attempt([copy_of(model_from(CHAIN))], ["p_u"], FEEDS, device=Device())
+    assert "not tried in a child process" in caplog.text
+    assert not trial._passed
+
+
+def test_a_program_that_is_its_own_interpreter_is_not_started_again(
+    model_from: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = counted(monkeypatch)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    attempt([copy_of(model_from(CHAIN))], ["p_u"], FEEDS, device=Device())
+    assert not started
