@@ -1,8 +1,8 @@
 """ONNX Runtime sessions: what is installed, where it runs, and running a model on arrays.
 
 `Runner` runs a model on arrays; `buffers.Bound` runs one on device buffers. Nothing here
-trains. Beside `training/gradient.py` this is the only module that imports onnxruntime, and it does
-so when the runtime is first needed, not when the module is imported.
+trains. Beside `training/engine.py` this is the only module that imports onnxruntime, and it does so
+when the runtime is first needed, not when the module is imported.
 """
 
 from __future__ import annotations

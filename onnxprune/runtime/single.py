@@ -24,7 +24,14 @@ OTHERS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 _SINGLE = ir.DataType.FLOAT
 # Attributes that hold an element type, of any standard operator.
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")
+_TYPE_ATTRIBUTES = (
+    "dtype",
+    "output_datatype",
+    "output_dtype",
+    "softmax_precision",
+    "stash_type",
+    "to",
+)
 _ENDS = (("low", -1), ("high", 1))
 _LARGEST = float(np.finfo(np.float32).max)
 

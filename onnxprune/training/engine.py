@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import TrainingError
 from onnxprune.model import parse, serialize
-from onnxprune.runtime.session import engine_failures, first_line
+from onnxprune.runtime.session import engine_failures, first_line, onnxruntime
 
 __all__ = ["BOX", "DOMAIN", "SUFFIX", "attempt", "define"]
 
@@ -54,11 +54,9 @@ def _silent(error: TrainingError, parameters: Sequence[str]) -> str | None:
 
 def _build(model: ir.Model, loss: str, parameters: Sequence[str]) -> ir.Model:
     """Run the engine."""
-    import onnxruntime
     from onnxruntime.capi import _pybind_state as engine
 
-    onnxruntime.set_default_logger_severity(4)  # else every graph transformer logs a line
-    options = onnxruntime.SessionOptions()
+    options = onnxruntime().SessionOptions()  # silent: else every graph transformer logs a line
     options.log_severity_level = 4
     names = set(parameters)
     with serialize(model) as source:

@@ -131,7 +131,7 @@ def skip_layer_norm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     total = e.op("Add", data_input(node), node.inputs[1])
     bias = optional_input(node, 3 if simple else 4)
     total = total if bias is None else e.op("Add", total, bias)
-    epsilon = attribute(node, "epsilon", 1e-12 if not simple else 1e-5)
+    epsilon = attribute(node, "epsilon", 1e-12)
     scale = optional_input(node, 2)
     shown = e.op("Identity", total)
     if simple:

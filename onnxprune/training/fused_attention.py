@@ -157,6 +157,8 @@ def group_query_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None
         return None
     if any(optional_input(node, slot) is not None for slot in range(9, len(node.inputs))):
         return None
+    if attribute(node, "smooth_softmax", 0) > 0:
+        return None
     heads = Heads(
         queries=attribute(node, "num_heads", 0),
         keys=attribute(node, "kv_num_heads", 0),

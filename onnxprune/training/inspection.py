@@ -128,6 +128,8 @@ def _batch_notes(graph: ir.Model, device: Device) -> tuple[str, ...]:
 def _stuck(model: ir.Model, parameters: Sequence[str]) -> dict[str, str]:
     """Parameters that no output can train, with what is in the way."""
     outputs = [value.name or "" for value in model.graph.outputs if trainable_dtype(value.dtype)]
+    if not outputs:
+        return {}
     try:
         graph = lower(model, outputs, batch_norm="frozen", dropout=False).model.graph
     except ModelError:
@@ -138,6 +140,4 @@ def _stuck(model: ir.Model, parameters: Sequence[str]) -> dict[str, str]:
         obstacles = blocked(graph, output)
         free.update(set(reaching(graph, output, parameters)) - set(obstacles))
         found.update({name: described(node) for name, node in obstacles.items()})
-    if not outputs:
-        return {}
     return {name: found.get(name, APART) for name in parameters if name not in free}
