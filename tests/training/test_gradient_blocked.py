@@ -17,7 +17,7 @@ from onnxprune.training.losses import TARGET
 
 pytestmark = pytest.mark.ort
 
-NET = """<ir_version: 8, opset_import: ["" : 17]>
+NET = """<ir_version: 8, opset_import: ["" : 14]>
 g (float[N,3,SIZE,SIZE] x, float[32,3,1,1] p_a, float[32,INNER,K,K] p_w, float[32] p_b,
    float[32,4] p_v) => (float[N,4] y) {
     h = Conv(x, p_a)
