@@ -17,7 +17,8 @@ from onnxprune.training.metrics import area_under_curve, metric_for
 
 __all__ = ["better", "evaluate", "judged_values", "main_metric", "model_metrics"]
 
-_BATCH = 256  # examples per forward pass
+_BATCH = 256  # examples per forward pass, at most
+_NUMBERS = 2**20  # in the inputs of a forward pass, about
 _MAIN = ("auc", "accuracy", "agreement", "mse", "loss")  # the first there is decides
 _SMALLER_IS_BETTER = ("mse", "loss")
 Batch = Mapping[str, Array]
@@ -39,19 +40,26 @@ def evaluate(
         forward: batch -> outputs, among them `judged_values(objectives)`.
         split: with the targets that the objectives need.
         objectives: what is predicted; those on values inside the model are left out.
-        batch_size: examples per batch when `static`.
+        batch_size: examples per forward pass; more where examples are small and not `static`.
         static: whether batches must have just that size; a last smaller one is then filled up.
         taught: adds what a teacher says to a batch; None where no objective needs it.
     """
     judged = _judged(objectives)
     gathered: dict[str, list[Array]] = {}
-    for batch, count in _padded(split, batch_size if static else max(_BATCH, batch_size), static):
+    size = batch_size if static else _pass_size(split, batch_size)
+    for batch, count in _padded(split, size, static):
         known = {**(batch if taught is None else taught(batch)), **forward(batch)}
         for key in _keys(judged):
             if key in known:
                 gathered.setdefault(key, []).append(known[key][:count])
     arrays = {key: np.concatenate(parts) for key, parts in gathered.items()}
     return metrics(judged, arrays)
+
+
+def _pass_size(split: Split, batch_size: int) -> int:
+    """Examples per forward pass: those of training, which fit into memory, or more small ones."""
+    one = split.batch(np.arange(1))
+    return max(batch_size, min(_BATCH, _NUMBERS // sum(array.size for array in one.values())))
 
 
 def _judged(objectives: Sequence[Objective]) -> list[Objective]:

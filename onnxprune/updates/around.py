@@ -30,10 +30,11 @@ __all__ = [
     "move_averages",
 ]
 
-LEARNING_RATE = "learning_rate"
-STEP = "step"
-SHARE = "share"
-CONTINUED = "continued"
+# Inputs of the graphs, called unlike any parameter.
+LEARNING_RATE = "update/learning_rate"
+STEP = "update/step"
+SHARE = "update/share"
+CONTINUED = "update/continued"
 GRADIENT_NORM = "gradient_norm"
 AVERAGE = "average"
 """The moment that holds the moving average of a parameter; it begins at the parameter's value."""
