@@ -110,6 +110,11 @@ CASES: dict[str, Case] = {
     ),
     "AveragePool/1d": one("AveragePool<kernel_shape=[3], strides=[3]>(h)", shape="2,9"),
     "AveragePool/3d": one("AveragePool<kernel_shape=[2,2,2], strides=[2,2,2]>(h)", shape="2,4,4,4"),
+    "AveragePool/same_padded": one(
+        'AveragePool<kernel_shape=[3,2], strides=[2,2], auto_pad="SAME_UPPER", '
+        "count_include_pad=1>(h)",
+        shape="2,6,5",
+    ),
     "BatchNormalization": one(
         "BatchNormalization(h, p_a, p_b, stat_m, stat_v)",
         shape=_IMAGE,
@@ -183,12 +188,25 @@ CASES: dict[str, Case] = {
     "Einsum/sum": one('Einsum<equation="bij->bj">(h)', shape="4,3"),
     "Einsum/diagonal": one('Einsum<equation="bii->bi">(h)', shape="3,3"),
     "Einsum/implicit": one('Einsum<equation="bij, jk">(h, p_a)', shape="4,3", others=("3,2",)),
+    "Einsum/all": one('Einsum<equation="bi,bi->">(h, h)'),
+    "Einsum/twice": one('Einsum<equation="...i,...i->...">(h, h)', shape="4,3"),
+    "Einsum/repeated": one(
+        'Einsum<equation="bij,bjk->bik">(h, p_a)', shape="4,3", others=("1,3,2",)
+    ),
     "Expand": one("Expand(p_a, s)", others=("5",), constants="int64[2] s = {3,5}"),
     "Flatten": one("Flatten(h)", shape="3,4"),
     "GRU": Case(
         "t = Transpose<perm=[1,0,2]>(h) z, zh = GRU<hidden_size=3>(t, p_a, p_b, p_c)",
         shape="4,5",
         others=("1,9,5", "1,9,3", "1,18"),
+    ),
+    "GRU/reverse": Case(
+        "t = Transpose<perm=[1,0,2]>(h) "
+        'z, zh = GRU<hidden_size=3, direction="reverse", linear_before_reset=1, clip=0.4>'
+        "(t, p_a, p_b, p_c)",
+        shape="4,5",
+        others=("1,9,5", "1,9,3", "1,18"),
+        native=True,
     ),
     "Gather": one("Gather<axis=1>(h, i)", constants="int64[3] i = {2,0,2}"),
     "Gather/scalar": one("Gather<axis=1>(h, i)", shape="4,3", constants="int64 i = {-1}"),
@@ -200,6 +218,12 @@ CASES: dict[str, Case] = {
     ),
     "GatherND": one(
         "GatherND<batch_dims=0>(p_a, i)", others=("3,4",), constants="int64[2,2] i = {2,1,0,3}"
+    ),
+    "GatherND/batch": Case(
+        "s = Shape<start=0,end=1>(h) e = Concat<axis=0>(s, r) f = Expand(i, e) "
+        "z = GatherND<batch_dims=1>(h, f)",
+        shape="3,4",
+        constants="int64[1,3,1] i = {2,0,2}, int64[2] r = {3,1}",
     ),
     "Gelu": one(
         "Gelu(h)",
@@ -245,6 +269,23 @@ CASES: dict[str, Case] = {
         others=("5",),
         constants="float low = {-100.0}",
     ),
+    "If/normalized": Case(
+        "m = ReduceMean<keepdims=0>(x) t = Greater(m, low) z = If (t) <then_branch = a () "
+        "=> (float[N,3,4] u) { v = BatchNormalization(h, p_a, p_b, stat_m, stat_v) "
+        "d = Dropout(v) u = Tanh(d) }, else_branch = b () => (float[N,3,4] w) { w = Tanh(h) }>",
+        shape="3,4",
+        others=("3", "3"),
+        constants="float low = {-100.0}, float[3] stat_m = {0.1,0.2,0.3}, "
+        "float[3] stat_v = {0.5,1.0,1.5}",
+    ),
+    "If/outer": Case(
+        "m = ReduceMean<keepdims=0>(x) t = Greater(m, low) z = If (t) <then_branch = a () "
+        "=> (float[N,4] u) { u = ReduceMax<keepdims=0>(h, axes) }, else_branch = b () "
+        "=> (float[N,4] w) { w = ReduceProd<keepdims=0>(h, axes) }>",
+        shape="3,4",
+        opset=18,
+        constants="float low = {-100.0}, int64[1] axes = {1}",
+    ),
     "InstanceNormalization": one(
         "InstanceNormalization(h, p_a, p_b)", shape="3,4,5", others=("3", "3")
     ),
@@ -253,6 +294,16 @@ CASES: dict[str, Case] = {
         "t = Transpose<perm=[1,0,2]>(h) z, zh, zc = LSTM<hidden_size=3>(t, p_a, p_b, p_c)",
         shape="4,5",
         others=("1,12,5", "1,12,3", "1,24"),
+    ),
+    "LSTM/everything": Case(
+        "t = Transpose<perm=[1,0,2]>(h) n = Shape<start=0,end=1>(h) l = Expand(three, n) "
+        "s = Concat<axis=0>(two, n, units) u = Expand(p_d, s) v = Expand(p_e, s) "
+        'z, zh, zc = LSTM<hidden_size=3, direction="bidirectional", clip=0.6>'
+        "(t, p_a, p_b, p_c, l, u, v, p_f)",
+        shape="4,5",
+        others=("2,12,5", "2,12,3", "2,24", "2,1,3", "2,1,3", "2,9"),
+        constants="int32[1] three = {3}, int64[1] two = {2}, int64[1] units = {3}",
+        native=True,
     ),
     "LayerNormalization": one("LayerNormalization(h, p_a, p_b)", shape="3,6", others=("6", "6")),
     "LayerNormalization/axis": one(
@@ -293,6 +344,7 @@ CASES: dict[str, Case] = {
     ),
     "MaxPool/1d": one("MaxPool<kernel_shape=[3]>(h)", shape="2,7"),
     "MaxPool/3d": one("MaxPool<kernel_shape=[2,2,2]>(h)", shape="2,4,3,4"),
+    "MaxPool/columns": one("MaxPool<kernel_shape=[2,2], storage_order=1>(h)", shape="2,4,5"),
     "Mean": one("Mean(h, x, p_a)", others=("5",)),
     "MeanVarianceNormalization": one("MeanVarianceNormalization<axes=[0,2,3]>(h)", shape=_IMAGE),
     "Min": one("Min(h, x, p_a)", others=("5",)),
@@ -331,8 +383,16 @@ CASES: dict[str, Case] = {
     "Pow/tensor": one("Pow(h, p_a)", shape="3,5", others=("5",), positive=True),
     "Pow/base": one("Pow(p_a, h)", shape="3,5", others=("3,1",), positive=True),
     "Pow/integers": one("Pow(h, e)", constants="int64[5] e = {0,1,2,3,2}"),
+    "Pow/itself": one("Pow(h, h)", positive=True),
     "RMSNormalization": one(
         "RMSNormalization<epsilon=0.01>(h, p_a)", shape="3,6", others=("6",), opset=23
+    ),
+    "RNN/leaky": Case(
+        "t = Transpose<perm=[1,0,2]>(h) "
+        'z, zh = RNN<hidden_size=3, activations=["LeakyRelu"], activation_alpha=[0.3]>'
+        "(t, p_a, p_b)",
+        shape="4,5",
+        others=("1,3,5", "1,3,3"),
     ),
     "RNN": Case(
         "t = Transpose<perm=[1,0,2]>(h) z, zh = RNN<hidden_size=3>(t, p_a, p_b, p_c)",
@@ -342,13 +402,29 @@ CASES: dict[str, Case] = {
     "Reciprocal": one("Reciprocal(h)", positive=True),
     "ReduceL1": one("ReduceL1<axes=[2], keepdims=0>(h)", shape="3,4"),
     "ReduceL2": one("ReduceL2<axes=[2]>(h)", shape="3,4"),
+    "ReduceL2/dropped": one("ReduceL2<axes=[-1], keepdims=0>(h)", shape="3,4"),
+    "ReduceL2/18": one(
+        "ReduceL2<keepdims=0>(h, axes)", shape="3,4", opset=18, constants="int64[1] axes={2}"
+    ),
+    "ReduceL2/all": one("ReduceL2<keepdims=0>(h)", shape="3,4", opset=18),
     "ReduceLogSum": one("ReduceLogSum<axes=[2]>(h)", shape="3,4", positive=True),
     "ReduceLogSumExp": one("ReduceLogSumExp<axes=[1]>(h)", shape="3,4"),
+    "ReduceLogSumExp/dropped": one("ReduceLogSumExp<axes=[1], keepdims=0>(h)", shape="3,4"),
+    "ReduceLogSumExp/18": one(
+        "ReduceLogSumExp<keepdims=0>(h, axes)",
+        shape="3,4",
+        opset=18,
+        constants="int64[1] axes={2}",
+    ),
     "ReduceMax": one("ReduceMax<axes=[-1,1], keepdims=0>(h)", shape="3,4"),
     "ReduceMax/18": one("ReduceMax(h, axes)", shape="3,4", opset=18, constants="int64[1] axes={2}"),
+    "ReduceMax/number": Case("m = ReduceMean<keepdims=0>(h) t = ReduceMax(m) z = Mul(h, t)"),
     "ReduceMean": one("ReduceMean<axes=[1,2], keepdims=0>(h)", shape="3,4"),
     "ReduceMean/18": one(
         "ReduceMean(h, axes)", shape="3,4", opset=18, constants="int64[1] axes={-1}"
+    ),
+    "ReduceMean/18_dropped": one(
+        "ReduceMean<keepdims=0>(h, axes)", shape="3,4", opset=18, constants="int64[1] axes={1}"
     ),
     "ReduceMin": one("ReduceMin<axes=[1]>(h)", shape="3,4"),
     "ReduceProd": one("ReduceProd<axes=[1]>(h)", shape="3,4"),
@@ -396,6 +472,14 @@ CASES: dict[str, Case] = {
         shape="2,S,4",
         constants="float[4] scales = {1.0,1.0,2.0,2.0}",
     ),
+    "Resize/crop": one(
+        'Resize<mode="linear", coordinate_transformation_mode="tf_crop_and_resize">'
+        "(h, roi, scales)",
+        shape="2,5,4",
+        constants="float[8] roi = {0.0,0.0,0.1,0.2,1.0,1.0,0.9,0.7}, "
+        "float[4] scales = {1.0,1.0,1.0,1.5}",
+        native=True,
+    ),
     "Resize/10": one(
         "Resize(h, scales)", shape=_IMAGE, opset=10, constants="float[4] scales = {1.0,1.0,2.0,2.0}"
     ),
@@ -436,8 +520,18 @@ CASES: dict[str, Case] = {
         others=("3,2", "1,2"),
         constants="int64[1,2] i = {2,0}",
     ),
+    "ScatterElements/add": one(
+        'ScatterElements<axis=0, reduction="add">(p_a, i, p_b)',
+        others=("3,2", "3,2"),
+        constants="int64[3,2] i = {2,0,2,1,-1,1}",
+    ),
     "ScatterND": one(
         "ScatterND(p_a, i, p_b)", others=("4,3", "2,3"), constants="int64[2,1] i = {3,1}"
+    ),
+    "ScatterND/add": one(
+        'ScatterND<reduction="add">(p_a, i, p_b)',
+        others=("4,3", "3,3"),
+        constants="int64[3,1] i = {3,1,3}",
     ),
     "Selu": one("Selu<alpha=1.2, gamma=0.9>(h)"),
     "Shrink": one("Shrink<lambd=0.3, bias=0.1>(h)"),
@@ -474,6 +568,12 @@ CASES: dict[str, Case] = {
     ),
     "Where": Case(
         "c = Greater(x, zero) z = Where(c, h, p_a)", others=("5",), constants="float zero = {0.0}"
+    ),
+    "Where/repeated": Case(
+        "c = Greater(x, zero) z = Where(c, p_a, h)",
+        shape="3,5",
+        others=("3,1",),
+        constants="float zero = {0.0}",
     ),
 }
 
@@ -648,6 +748,13 @@ FUSED: dict[str, Case] = {
         f"n, mu, iv, s = {_MS}.SkipLayerNormalization(h, x, p_a, p_b) z = Add(n, s)",
         shape="3,6",
         others=("6", "6"),
+    ),
+    f"{_MS}.SkipSimplifiedLayerNormalization/default": Case(
+        "a = Mul(h, tiny) b = Mul(x, tiny) "
+        f"n, mu, iv, s = {_MS}.SkipSimplifiedLayerNormalization(a, b, p_a) z = Identity(n)",
+        shape="3,6",
+        others=("6",),
+        constants="float tiny = {0.001}",
     ),
     f"{_MS}.SkipSimplifiedLayerNormalization": Case(
         f"n, mu, iv, s = {_MS}.SkipSimplifiedLayerNormalization(h, x, p_a) z = Add(n, s)",

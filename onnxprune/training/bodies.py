@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
+from onnxprune.model import tensor_of, trainable_dtype
 from onnxprune.training.engine import DOMAIN, SUFFIX, attempt, define
 from onnxprune.training.gradient_passes import improve
 from onnxprune.training.hidden import box, hide, operator_of, reveal, zeros
 from onnxprune.training.lowering import compose, drop_unused
 from onnxprune.training.paths import live, reaching
-from onnxprune.training.slots import captured
+from onnxprune.training.slots import captured, rewire
 
 __all__ = ["differentiate_body"]
 
@@ -47,7 +48,13 @@ def differentiate_body(
     copy = body.clone(allow_outer_scope_values=True)
     inner = [value.name or "" for value in copy.inputs]
     own = dict(zip(body.inputs, copy.inputs, strict=True))
-    stand_ins = {value: _closed(copy, value) for value in captured(copy)}
+    _take_in(copy)
+    stand_ins = {
+        value: ir.Value(name=value.name, type=value.type, shape=value.shape)
+        for value in captured(copy)
+    }
+    rewire(copy, stand_ins)
+    copy.inputs.extend(stand_ins.values())
     own |= stand_ins
     names = [own[value].name or "" if value in own else "" for value in sources]
     ends = [copy.outputs[number] for number in sinks]
@@ -71,19 +78,17 @@ def differentiate_body(
     return _opened(built.graph, inner, slopes, stand_ins, prefix)
 
 
-def _closed(body: ir.Graph, outer: ir.Value) -> ir.Value:
-    """A new input of `body` in the place of a value that it reads from outside."""
-    value = ir.Value(name=outer.name, type=outer.type, shape=outer.shape)
-    for node in ir.traversal.RecursiveGraphIterator(body):
-        for slot, read in enumerate(node.inputs):
-            if read is outer:
-                node.replace_input_with(slot, value)
-    for graph in (body, *body.subgraphs()):
-        for slot, read in enumerate(graph.outputs):
-            if read is outer:
-                graph.outputs[slot] = value
-    body.inputs.append(value)
-    return value
+def _take_in(body: ir.Graph) -> None:
+    """Give `body` the axes, sizes and such that it reads from outside: rules look at them."""
+    found: dict[ir.Value, ir.Value] = {}
+    for value in captured(body):
+        tensor = tensor_of(value)
+        if tensor is not None and not trainable_dtype(tensor.dtype):
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            found[value] = ir.Value(name=value.name, type=kind, shape=shape, const_value=tensor)
+    rewire(body, found)
+    for value in found.values():
+        body.register_initializer(value)
 
 
 def _sum_up(body: ir.Graph, ends: Sequence[ir.Value]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
+from onnxprune.model import shape_of
 from onnxprune.ops.registry import gradient
 from onnxprune.training.elementwise import unbroadcast
 from onnxprune.training.hidden import Call
@@ -35,7 +36,8 @@ def einsum(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
             continue
         others = [(terms[n], call.input(n)) for n in range(len(terms)) if n != number]
         made = _operand_slope(e, term, call.input(number), [(result, slope), *others])
-        slopes.append(unbroadcast(e, made, call.input(number)) if broadcast else made)
+        repeated = broadcast or 1 in (shape_of(call.input(number)) or (1,))
+        slopes.append(unbroadcast(e, made, call.input(number)) if repeated else made)
     return slopes
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.ops.registry import lowers
 from onnxprune.training.elementwise import gelu, tanh_gelu
+from onnxprune.training.normalization import layer_norm, root_mean_square
 from onnxprune.training.slots import (
     attribute,
     attributes,
@@ -105,25 +106,6 @@ def _with_bias(e: Emitter, node: ir.Node) -> ir.Value:
 # --- normalizations ------------------------------------------------------------------------------
 
 
-def _layer_norm(
-    e: Emitter, x: ir.Value, scale: ir.Value | None, shift: ir.Value | None, epsilon: float
-) -> tuple[ir.Value, ...]:
-    """Over the last axis: normal values, means, inverse deviations."""
-    names = [f"{e.prefix}/{name}" for name in ("normal", "mean", "inverse_deviation")]
-    if shift is None:
-        nothing = ir.Tensor(np.zeros(1, dtype=e.dtype.numpy()))
-        shift = e.op("ConstantOfShape", e.op("Shape", scale), value=nothing)
-    return e.ops("LayerNormalization", x, scale, shift, outputs=names, axis=-1, epsilon=epsilon)
-
-
-def _root_mean_square(
-    e: Emitter, x: ir.Value, scale: ir.Value | None, epsilon: float, axes: Sequence[int] = (-1,)
-) -> ir.Value:
-    square = e.reduce("ReduceMean", e.op("Mul", x, x), axes)
-    root = e.op("Sqrt", e.op("Add", square, e.scalar(epsilon)))
-    return e.op("Mul", e.op("Div", x, root), scale)
-
-
 @lowers("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=_VENDOR)
 def skip_layer_norm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     """LayerNormalization of x + skip + b, or its form without means; the sum is the last output."""
@@ -135,8 +117,9 @@ def skip_layer_norm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     scale = optional_input(node, 2)
     shown = e.op("Identity", total)
     if simple:
-        return [_root_mean_square(e, total, scale, epsilon), None, None, shown]
-    normal, mean, inverse = _layer_norm(e, total, scale, optional_input(node, 3), epsilon)
+        return [root_mean_square(e, total, scale, (-1,), epsilon), None, None, shown]
+    shift = optional_input(node, 3)
+    normal, mean, inverse = layer_norm(e, total, scale, shift, axis=-1, epsilon=epsilon)
     return [normal, mean, inverse, shown]
 
 
@@ -149,9 +132,9 @@ def simplified_layer_norm(e: Emitter, node: ir.Node) -> ir.Value | None:
     axis = attribute(node, "axis", -1)
     if (rank is None and axis != -1) or any(wanted(value) for value in node.outputs[1:]):
         return None
-    axes = (-1,) if rank is None else range(axis % rank, rank)
-    scale = optional_input(node, 1)
-    return _root_mean_square(e, x, scale, attribute(node, "epsilon", 1e-5), tuple(axes))
+    axes = (-1,) if rank is None else tuple(range(axis % rank, rank))
+    epsilon = attribute(node, "epsilon", 1e-5)
+    return root_mean_square(e, x, optional_input(node, 1), axes, epsilon)
 
 
 @lowers("EmbedLayerNormalization", domain=_VENDOR)
@@ -171,7 +154,7 @@ def embed_layer_norm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     if segments is not None and kinds is not None:
         total = e.op("Add", total, e.op("Gather", kinds, segments))
     epsilon = attribute(node, "epsilon", 1e-12)
-    normal = _layer_norm(e, total, scale, shift, epsilon)[0]
+    normal = layer_norm(e, total, scale, shift, axis=-1, epsilon=epsilon)[0]
     return [normal, _lengths(e, node, ids, mask), e.op("Identity", total)]
 
 

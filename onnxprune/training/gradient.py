@@ -85,7 +85,7 @@ def differentiate(
     copy = model.clone()
     _check_initializers(copy.graph, [*parameters, *state])
     outputs = [value.name or "" for value in copy.graph.outputs]
-    names = set(ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False))
+    names = tuple(ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False))
     obstacles = blocked(copy.graph, loss)
     hidden = hide(copy, live(copy.graph, loss))
     trained = _not_in_the_way(obstacles, reaching(copy.graph, loss, parameters))
@@ -103,9 +103,7 @@ def differentiate(
             parameters=tuple(parameters),
         )
     assert built is not None
-    inner = functools.partial(
-        differentiate_body, opsets=model.opset_imports, provider=provider
-    )
+    inner = functools.partial(differentiate_body, opsets=model.opset_imports, provider=provider)
     reveal(built, hidden, inner)
     gradients = _gradients(names, built.graph)
     _order(built.graph, [*outputs, *(gradients[name] for name in trained)])

@@ -20,8 +20,9 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.model import constant, node_key, opset, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS
+from onnxprune.scopes import subgraphs
 from onnxprune.training.engine import BOX, DOMAIN, define
-from onnxprune.training.slots import attribute, beyond, bodies, quantized_source, wanted
+from onnxprune.training.slots import attribute, beyond, quantized_source, rewire, wanted
 
 __all__ = ["Call", "Hidden", "box", "hide", "operator_of", "reveal", "zeros"]
 
@@ -146,7 +147,7 @@ def _is_left_to_engine(node: ir.Node, live: Container[ir.Value]) -> bool:
     if node.op_type == "DequantizeLinear":
         return quantized_source(node) is None
     if node.op_type in ("ScatterElements", "ScatterND"):
-        return attribute(node, "reduction", "none") == "none"
+        return bool(attribute(node, "reduction", "none") == "none")
     if node.op_type == "Concat":
         return not any(_joined_twice(value) for value in node.inputs)
     if node.op_type == "Pow":
@@ -201,14 +202,8 @@ def _restored(graph: ir.Graph, call: ir.Node, item: Hidden) -> tuple[ir.Node, tu
     own = len(item.node.inputs)
     captures = tuple(value for value in call.inputs[own:] if value is not None)
     renamed = dict(zip(item.captures, captures, strict=True))
-    for _, body in bodies(item.node):
-        for inner in ir.traversal.RecursiveGraphIterator(body):
-            for slot, value in enumerate(inner.inputs):
-                if value in renamed:
-                    inner.replace_input_with(slot, renamed[value])
-        for slot, value in enumerate(body.outputs):
-            if value in renamed:
-                body.outputs[slot] = renamed[value]
+    for body in subgraphs(item.node):
+        rewire(body, renamed)
     node = item.node
     for slot, value in enumerate(call.inputs[:own]):
         node.replace_input_with(slot, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ from onnxprune.ops.registry import lowers
 from onnxprune.training.compositions import root
 from onnxprune.training.slots import attribute, data_input, optional_input, rank_of
 
-__all__: list[str] = []
+__all__ = ["layer_norm", "root_mean_square"]
 
 
 def _standardized(e: Emitter, x: ir.Value, axes: Sequence[int], epsilon: float) -> ir.Value:
@@ -30,6 +31,26 @@ def _affine(
     axes = e.integers(*range(1, 1 + trailing))
     scaled = e.op("Mul", x, e.op("Unsqueeze", scale, axes) if trailing else scale)
     return e.op("Add", scaled, e.op("Unsqueeze", bias, axes) if trailing else bias)
+
+
+def layer_norm(
+    e: Emitter, x: ir.Value, scale: ir.Value | None, shift: ir.Value | None, **attributes: Any
+) -> tuple[ir.Value, ...]:
+    """Normal values, means, inverse deviations; the engine has no gradient for fewer of them."""
+    if shift is None:
+        nothing = ir.Tensor(np.zeros(1, dtype=e.dtype.numpy()))
+        shift = e.op("ConstantOfShape", e.op("Shape", scale), value=nothing)
+    names = [f"{e.prefix}/{name}" for name in ("normal", "mean", "inverse_deviation")]
+    return e.ops("LayerNormalization", x, scale, shift, outputs=names, **attributes)
+
+
+def root_mean_square(
+    e: Emitter, x: ir.Value, scale: ir.Value | None, axes: Sequence[int], epsilon: float
+) -> ir.Value:
+    """X / sqrt(mean(x^2) + epsilon) * scale."""
+    square = e.reduce("ReduceMean", e.op("Mul", x, x), axes)
+    deviation = e.op("Sqrt", e.op("Add", square, e.scalar(epsilon)))
+    return e.op("Mul", e.op("Div", x, deviation), scale)
 
 
 @lowers("BatchNormalization")
@@ -76,24 +97,18 @@ def _rms_normalization(e: Emitter, node: ir.Node) -> ir.Value | None:
     if rank is None:
         return None
     axes = range(attribute(node, "axis", -1) % rank, rank)
-    square = e.reduce("ReduceMean", e.op("Mul", x, x), axes)
-    root = e.op("Sqrt", e.op("Add", square, e.scalar(attribute(node, "epsilon", 1e-5))))
-    return e.op("Mul", e.op("Div", x, root), optional_input(node, 1))
+    epsilon = attribute(node, "epsilon", 1e-5)
+    return root_mean_square(e, x, optional_input(node, 1), axes, epsilon)
 
 
 @lowers("LayerNormalization")
 def _layer_normalization(e: Emitter, node: ir.Node) -> Sequence[ir.Value] | None:
-    """With all three inputs and outputs: the engine has no gradient for fewer."""
+    """With all three inputs and outputs."""
     shift = optional_input(node, 2)
     if len(node.outputs) == 3 and all(value.name for value in node.outputs) and shift is not None:
         return None
-    scale = optional_input(node, 1)
-    if shift is None:
-        nothing = ir.Tensor(np.zeros(1, dtype=e.dtype.numpy()))
-        shift = e.op("ConstantOfShape", e.op("Shape", scale), value=nothing)
-    names = [f"{e.prefix}/normal", f"{e.prefix}/mean", f"{e.prefix}/inverse_deviation"]
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    return e.ops("LayerNormalization", node.inputs[0], scale, shift, outputs=names, **attributes)
+    options = {name: attribute.value for name, attribute in node.attributes.items()}
+    return layer_norm(e, data_input(node), optional_input(node, 1), shift, **options)
 
 
 @lowers("MeanVarianceNormalization")
@@ -107,7 +122,7 @@ def _mean_variance_normalization(e: Emitter, node: ir.Node) -> ir.Value:
 
 @lowers("LpNormalization")
 def _lp_normalization(e: Emitter, node: ir.Node) -> ir.Value:
-    """x / norm, and 0 where that is 0."""
+    """X / norm, and 0 where that is 0."""
     axis, p = attribute(node, "axis", -1), attribute(node, "p", 2)
     x = data_input(node)
     if p == 1:

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnxprune.errors import InvariantError
 from onnxprune.model import node_key, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS, LOWERS
+from onnxprune.scopes import subgraphs
 from onnxprune.training.differentiable import ENGINE, FLAT, LOSSES
-from onnxprune.training.slots import attribute, beyond, bodies
+from onnxprune.training.slots import attribute, beyond
 
 __all__ = ["APART", "blocked", "described", "live", "reaching"]
 
@@ -86,7 +87,7 @@ def _is_obstacle(node: ir.Node) -> bool:
     if attribute(node, "reduction", "") in _EXTREMES:
         return True
     if GRADIENTS.find(node, _ANY) is not None:
-        return any(_obstructs(body) for _, body in bodies(node))
+        return any(map(_obstructs, subgraphs(node)))
     if node.domain not in _STANDARD or node.op_type not in ENGINE | FLAT | LOSSES:
         return True
     if node.op_type == "BatchNormalization":

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxprune.model import shape_of
+from onnxprune.scopes import subgraphs
 
 __all__ = [
     "attribute",
     "attributes",
     "beyond",
-    "bodies",
     "captured",
     "data_input",
     "optional_input",
     "quantized_source",
     "rank_of",
+    "rewire",
     "wanted",
 ]
 
@@ -58,13 +59,6 @@ def wanted(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def bodies(node: ir.Node) -> Iterator[tuple[str, ir.Graph]]:
-    """The graphs that `node` holds, by attribute."""
-    for name, value in node.attributes.items():
-        if value.type == ir.AttributeType.GRAPH:
-            yield name, value.as_graph()
-
-
 def quantized_source(node: ir.Node) -> ir.Value | None:
     """What a DequantizeLinear behind a QuantizeLinear rounds; None for all other nodes."""
     if node.op_type != "DequantizeLinear" or node.inputs[0] is None:
@@ -78,7 +72,7 @@ def quantized_source(node: ir.Node) -> ir.Value | None:
 def beyond(node: ir.Node) -> list[ir.Value]:
     """Values that `node` depends on in a differentiable way without reading them itself."""
     source = quantized_source(node)
-    return [source] if source is not None else captured(*(body for _, body in bodies(node)))
+    return [source] if source is not None else captured(*subgraphs(node))
 
 
 def captured(*graphs: ir.Graph) -> list[ir.Value]:
@@ -93,6 +87,18 @@ def captured(*graphs: ir.Graph) -> list[ir.Value]:
             for node in body:
                 read.update(dict.fromkeys(value for value in node.inputs if value is not None))
                 made.update(node.outputs)
-                stack += [inner for _, inner in bodies(node)]
+                stack += subgraphs(node)
             read.update(dict.fromkeys(body.outputs))
     return [value for value in read if value not in made and value.name]
+
+
+def rewire(graph: ir.Graph, values: Mapping[ir.Value, ir.Value]) -> None:
+    """Let everything inside `graph`, its nodes' bodies included, read other values, in place."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        for slot, value in enumerate(node.inputs):
+            if value is not None and value in values:
+                node.replace_input_with(slot, values[value])
+    for inner in (graph, *graph.subgraphs()):
+        for slot, value in enumerate(inner.outputs):
+            if value in values:
+                inner.outputs[slot] = values[value]

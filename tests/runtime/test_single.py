@@ -120,3 +120,20 @@ def test_a_float32_input_is_read_as_the_file_would_hold_it(dtype: ir.DataType) -
     else:  # the cast is dropped, the range stays
         expected = np.clip(given, -65504, 65504) if dtype is ir.DataType.FLOAT16 else given
     np.testing.assert_array_equal(y, np.tile(expected, (2, 1)))
+
+
+@pytest.mark.ort
+def test_types_that_attributes_name_follow() -> None:
+    found = model(
+        """(double[4] x) => (double[4] y) {
+        n = Constant<value = int64 {4}>()
+        w = HannWindow<output_datatype = 11>(n)
+        y = Mul(x, w) }"""
+    )
+    copy = found.clone()
+    to_single(copy)
+    assert is_single(copy) is False  # its input keeps its type
+    x = np.arange(4.0)
+    (y,) = Runner(copy).run({"x": x}).values()
+    expected = x * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(4) / 4))
+    np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)

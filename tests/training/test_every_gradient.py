@@ -73,6 +73,7 @@ def test_slopes_equal_central_differences(name, size, built, training):
     rng = np.random.default_rng(2)
     for parameter, slope in setup.gradients(feeds).items():
         start = setup.snapshot.parameters[parameter].astype(np.float64)
+        assert slope.shape == start.shape
         direction = rng.normal(size=start.shape)
         direction /= np.linalg.norm(direction)
         ahead, behind = (loss({parameter: start + s * reach * direction}) for s in (1, -1))

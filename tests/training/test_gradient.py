@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import TrainingError
+from onnxprune.runtime.session import Runner
 from onnxprune.training import gradient as engine
 from onnxprune.training.losses import LOSS, TARGET
 
@@ -91,8 +92,6 @@ def test_frozen_batch_norm_normalizes_by_the_running_statistics(model_from, trai
     frozen, trained = (training(model, batch_norm=mode) for mode in ("frozen", "train"))
 
     def rows(setup, arrays):
-        from onnxprune.runtime.session import Runner
-
         runner = Runner(setup.graph.model)
         known = {**setup.snapshot.parameters, **setup.snapshot.state, **arrays}
         return runner.run({name: known[name] for name in runner.inputs}, ["y"])["y"][:3]
@@ -231,3 +230,63 @@ def test_the_users_graph_is_left_alone(model_from, training):
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     training(model)
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_what_is_in_front_of_a_body_without_a_gradient_is_not_trained(model_from, training):
+    model = model_from("""<ir_version: 8, opset_import: ["":17]>
+    g (float[N,4] x, float[4] p_w, float[4,4] p_v) => (float[N,4] y)
+    <bool[4] kept = {1,1,1,1}, float low = {-100.0}>
+    {
+      a = Mul(x, p_w)
+      m = ReduceMean<keepdims=0>(x)
+      t = Greater(m, low)
+      r = If (t) <then_branch = b () => (float[N,4] u) { u = Compress<axis=1>(a, kept) },
+                  else_branch = c () => (float[N,4] w) { w = Tanh(a) }>
+      y = MatMul(r, p_v)
+    }""")
+    setup = training(model, parameters=("p_w", "p_v"))
+    assert setup.graph.parameters == ("p_v",)
+    assert dict(setup.graph.reasons) == {"p_w": "no gradient through If (r)"}
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        "f = Ceil(h)",
+        "f = Round(h)",
+        "f = Sign(h)",
+        "f = Hardmax(h)",
+        "f = EyeLike(h)",
+        "b = IsNaN(h) f = Cast<to=1>(b)",
+        "b = LessOrEqual(h, x) f = Cast<to=1>(b)",
+        "b = ArgMax<axis=1>(h) f = Cast<to=1>(b)",
+        "b = NonZero(h) c = Cast<to=1>(b) f = ReduceMean<keepdims=0>(c)",
+        "b = Cast<to=7>(h) f = OneHot(b, depth, pair)",
+        "b = Shape(h) f = ConstantOfShape(b)",
+        "b = Cast<to=7>(h) f = Cast<to=1>(b)",
+        "b = Cast<to=9>(h) f = Cast<to=1>(b)",
+    ],
+)
+def test_flat_operators_have_no_slope(flat, model_from, training):
+    model = model_from(f"""<ir_version: 8, opset_import: ["":17]>
+    g (float[N,4] x, float[4] p_w) => (float[] y)
+    <int64 depth = {{4}}, float[2] pair = {{0.0, 1.0}}>
+    {{
+      h = Mul(x, p_w)
+      {flat}
+      s = ReduceSum<keepdims=0>(f)
+      t = Add(h, s)
+      y = Identity(t)
+    }}""")
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    feeds = {"x": x, TARGET: np.full((3, 4), -50, np.float32)}
+    setup = training(model, output="y", kind="mse")
+    expected = (2 / 12 * (predicted(setup, feeds) + 50) * x).sum(0)
+    np.testing.assert_allclose(setup.gradients(feeds)["p_w"], expected, rtol=1e-4, atol=1e-6)
+
+
+def predicted(setup, feeds):
+    runner = Runner(setup.graph.model)
+    known = {**setup.snapshot.parameters, **feeds}
+    name = setup.objective.prediction
+    return runner.run({name: known[name] for name in runner.inputs}, [name])[name]

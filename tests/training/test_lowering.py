@@ -175,3 +175,35 @@ def test_local_functions_are_inlined(model_from):
     copy = lower(model, ["y"], batch_norm="train").model
     assert [node.op_type for node in copy.graph] == ["Relu", "Tanh"]
     assert not copy.functions
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize(
+    "node",
+    [
+        "LpPool<kernel_shape=[2,2], p=2>(h)",
+        "LpPool<kernel_shape=[2,2], p=3>(h)",
+        "GlobalLpPool<p=2>(h)",
+        "LpNormalization<axis=1>(h)",
+        "LpNormalization<axis=1, p=1>(h)",
+        "MeanVarianceNormalization<axes=[2,3]>(h)",
+        "ReduceL2<axes=[2,3], keepdims=0>(h)",
+    ],
+)
+def test_norms_of_nothing_have_values_and_slopes(node, model_from, training):
+    model = model_from(
+        f"""<ir_version: 8, opset_import: ["":17]>
+    g (float[N,3,4,4] x, float[3,1,1] p_w) => (float[] y)
+    {{
+      h = Add(x, p_w)
+      z = {node}
+      y = Identity(z)
+    }}""",
+        scale=0.0,
+    )
+    x = np.zeros((2, 3, 4, 4), dtype=np.float32)
+    y = Runner(lower(model, ["y"], batch_norm="frozen").model).run({"x": x})["y"]
+    np.testing.assert_array_equal(y, np.zeros_like(y))
+    setup = training(model, output="y", kind="mse")
+    slopes = setup.gradients({"x": x, TARGET: np.ones_like(y)})
+    assert np.all(np.isfinite(slopes["p_w"]))
