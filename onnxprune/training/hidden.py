@@ -207,6 +207,7 @@ def _restored(graph: ir.Graph, call: ir.Node, item: Hidden) -> tuple[ir.Node, tu
     node = item.node
     for slot, value in enumerate(call.inputs[:own]):
         node.replace_input_with(slot, value)
+    node.name = call.name  # its own may have been given to another node meanwhile
     graph.insert_before(call, node)
     _hand_over(call.outputs, node.outputs)
     graph.remove(call)
