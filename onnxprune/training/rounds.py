@@ -114,6 +114,8 @@ def opened(
         counted = Observable.HITS in observables
         observed, hits = with_top_k(graph, layers, influence, counted=counted)
         collector = collector.joined(products).joined(hits)
+    plain = _lean(plain, ())
+    observed = None if observed is None else _lean(observed, collector.names)
     update = update_graph(problem.config, plain, snapshot, influence)
     evaluation = evaluation_copy(free, judged_values(problem.objectives))
     session = Session(
@@ -162,6 +164,21 @@ def _differentiated(copy: TrainingCopy, names: Sequence[str], provider: str) -> 
         state=copy.state,
         provider=provider,
     )
+
+
+def _lean(graph: GradientGraph, statistics: Iterable[str]) -> GradientGraph:
+    """Without the outputs that nobody reads: predictions, which would be copied at every step."""
+    wanted = {graph.loss, *graph.state.values(), *statistics}
+    wanted |= {graph.gradients[name] for name in graph.parameters}
+    model = graph.model.clone()
+    kept = [
+        value
+        for value in model.graph.outputs
+        if value.name in wanted or (value.name or "").startswith(f"{graph.loss}/")
+    ]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    return replace(graph, model=model)
 
 
 def update_graph(
