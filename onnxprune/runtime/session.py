@@ -273,9 +273,10 @@ class Runner:
         expected = self._expected[name]
         array = np.asarray(feeds[name], order="C")
         dtype = _DTYPES.get(expected.type)
-        if array.dtype.name == "bfloat16" and dtype is np.float32:
-            array = array.astype(np.float32)  # exact; the runtime takes none from numpy
         if dtype is not None and array.dtype != dtype:
+            if array.dtype.name == "bfloat16" and dtype is np.float32:
+                # exact; the runtime takes none from numpy
+                return self.checked(name, {name: array.astype(np.float32)})
             raise DataError(
                 f"input {name!r}: expected {np.dtype(dtype)}, got {array.dtype}; convert the data",
                 input=name,
