@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from onnxprune.errors import ConfigError
 
-__all__ = ["SPARSITY", "Schedule", "constant", "cosine", "one_cycle", "step", "warmup"]
+__all__ = ["SPARSITY", "Schedule", "constant", "cosine", "one_cycle", "step"]
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -68,11 +68,6 @@ def step(at: Sequence[int], *, factor: float = 0.1) -> Schedule:
     """Multiplied by `factor` at each of the steps `at`."""
     milestones = sorted(at)
     return lambda t: factor ** sum(t >= milestone for milestone in milestones)
-
-
-def warmup(schedule: Schedule, steps: int) -> Schedule:
-    """`schedule`, with its first `steps` values scaled by (t + 1) / (steps + 1)."""
-    return lambda t: schedule(t) * min(1.0, (t + 1) / (steps + 1))
 
 
 def _one_cycle_sparsity(t: float) -> float:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from onnxprune.errors import ConfigError
-from onnxprune.schedules import SPARSITY, constant, cosine, one_cycle, step, warmup
+from onnxprune.schedules import SPARSITY, constant, cosine, one_cycle, step
 
 
 def test_constant_is_one():
@@ -39,10 +39,6 @@ def test_one_cycle_is_the_formula_of_optax():
 def test_step_multiplies_at_each_milestone():
     schedule = step([20, 10], factor=0.5)
     assert [schedule(t) for t in (9, 10, 19, 20)] == [1.0, 0.5, 0.5, 0.25]
-
-
-def test_warmup_scales_the_first_steps():
-    assert [warmup(constant(), 3)(t) for t in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("make", [lambda: cosine(0), lambda: one_cycle(0)])

@@ -113,7 +113,9 @@ def _metrics(objective: Objective, arrays: Mapping[str, Array]) -> dict[str, flo
     metric = metric_for(objective)
     predictions = arrays[objective.prediction]
     if objective.labels is None or objective.labels not in arrays:
-        taught = arrays[f"{TEACHER}/{objective.prediction}"]
+        taught = arrays.get(f"{TEACHER}/{objective.prediction}")
+        if taught is None:  # of a custom loss that needs no labels
+            return {}
         return _agreement(objective, metric.compute, predictions, taught)
     targets = arrays[objective.labels]
     found = {_short(metric.name): metric.compute(predictions, targets)}

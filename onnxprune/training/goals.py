@@ -138,21 +138,28 @@ def _target(split: Split, output: str | None) -> Array | None:
 
 
 def _with_targets(data: Data, objectives: Sequence[Objective]) -> Data:
+    named = {"": data.train, "validation": data.validation, "test": data.test}
     train, validation, test = (
-        None if split is None else _converted_split(split, objectives)
-        for split in (data.train, data.validation, data.test)
+        None if split is None else _converted_split(split, objectives, where)
+        for where, split in named.items()
     )
     assert train is not None
     return replace(data, train=train, validation=validation, test=test)
 
 
-def _converted_split(split: Split, objectives: Sequence[Objective]) -> Split:
-    """`split` with the target of every term under that term's key, less `TARGET`/."""
+def _converted_split(split: Split, objectives: Sequence[Objective], where: str) -> Split:
+    """`split` with the target of every term under that term's key, less `TARGET`/.
+
+    Args:
+        split: with targets as they came.
+        objectives: the terms.
+        where: name of the split, for messages.
+    """
     found: dict[str, Array] = {}
     for objective in objectives:
         target = _target(split, objective.output)
         if objective.labels is not None and (target is not None or objective.is_labelled):
-            found[objective.labels] = _converted(objective, target)
+            found[objective.labels] = _converted(objective, target, where)
         if objective.graph is not None:
             found |= _custom_targets(split, objective)
     main = found.pop(TARGET, None)
@@ -160,7 +167,7 @@ def _converted_split(split: Split, objectives: Sequence[Objective]) -> Split:
     return replace(split, target=main, others=others)
 
 
-def _converted(objective: Objective, target: Array | None) -> Array:
+def _converted(objective: Objective, target: Array | None, where: str = "") -> Array:
     kind = objective.kind if objective.is_labelled else objective.nature or "mse"
     checked = check_target(
         Split(sources={}, target=target),
@@ -168,6 +175,7 @@ def _converted(objective: Objective, target: Array | None) -> Array:
         objective.classes,
         shape=objective.shape,
         ignore=objective.loss.ignore,
+        where=where,
     ).target
     assert checked is not None
     return checked

@@ -17,7 +17,7 @@ from onnxprune.base import Array, Axis, Index
 from onnxprune.data import IGNORED
 from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError
-from onnxprune.model import opset
+from onnxprune.model import opset, shape_of
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.compositions import softplus
 from onnxprune.training.custom_loss import graft, matched
@@ -129,7 +129,8 @@ class _Terms:
             reads = {
                 name: self._read(source, objective) for name, source in objective.reads.items()
             }
-            return graft(self.model, objective.graph, reads, f"{LOSS}/{objective.name}")
+            result = graft(self.model, objective.graph, reads, f"{LOSS}/{objective.name}")
+            return result if shape_of(result) == () else _total(self.e, result)  # of (1,) too
         prediction = self._value(objective.prediction)
         if objective.kind == "cross-entropy":
             target = self._input(objective.target, ir.DataType.INT64, _positions(objective))

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxprune.base import Array
-from onnxprune.data import TARGET
+from onnxprune.data import IGNORED, TARGET, Split, check_target
 from onnxprune.errors import ConfigError
 from onnxprune.model import constant, shape_of, trainable_dtype
 from onnxprune.training.loss_spec import LABELLED, Kind, Loss
@@ -152,7 +152,7 @@ def resolve(
         shape=None if shape is None else tuple(shape),
         loss=loss,
         nature=nature,
-        weights=_weights(loss, chosen, classes, target),
+        weights=_weights(loss, chosen, classes, shape, target),
         temperature=(loss.temperature or _TEMPERATURE) if distills and nature != "mse" else None,
     )
 
@@ -176,19 +176,22 @@ def _nature(loss: Loss, final: ir.Value, shape: Sizes | None, target: Array | No
 
 
 def _weights(
-    loss: Loss, kind: Kind, classes: int | None, target: Array | None
+    loss: Loss, kind: Kind, classes: int | None, shape: Sizes | None, target: Array | None
 ) -> tuple[float, ...]:
     """The weights in numbers: "balanced" is n / (classes * n_c), as in scikit-learn.
 
     Raises:
-        ConfigError: not one per class.
+        ConfigError: not one per class or output.
+        DataError: the labels that are to be balanced are none.
     """
     weights = loss.weights
     if weights == "balanced":
         if kind != "cross-entropy" or classes is None or target is None:
             raise ConfigError(f"--loss {loss}: balanced weights need labels of a known class count")
-        labels = target[target != loss.ignore].reshape(-1).astype(np.int64)
-        counts = np.bincount(labels[(labels >= 0) & (labels < classes)], minlength=classes)
+        split = Split(sources={}, target=target)
+        labels = check_target(split, kind, classes, shape=shape, ignore=loss.ignore).target
+        assert labels is not None
+        counts = np.bincount(labels[labels != IGNORED], minlength=classes)
         return tuple(float(w) for w in counts.sum() / (classes * np.maximum(counts, 1)))
     if kind == "cross-entropy" and weights and classes not in (None, len(weights)):
         raise ConfigError(
@@ -196,6 +199,15 @@ def _weights(
             expected=classes,
             got=len(weights),
         )
+    if kind == "binary-cross-entropy" and len(weights) > 1:
+        outputs = shape[1] if shape is not None and len(shape) == 2 else None
+        if outputs != len(weights):
+            raise ConfigError(
+                f"--loss {loss}: {len(weights)} weights for {outputs or 'an unknown number of'} "
+                "outputs; give one per output of an (N, outputs) model, or one for all",
+                expected=outputs,
+                got=len(weights),
+            )
     return weights
 
 

@@ -26,12 +26,10 @@ class Metric(NamedTuple):
     Attributes:
         name: as reports call it.
         compute: (predictions (n, ...), targets (n, ...)) -> number.
-        larger_is_better: which way is up.
     """
 
     name: str
     compute: Callable[[Array, Array], float]
-    larger_is_better: bool
 
 
 def accuracy(predictions: Array, targets: Array, *, class_axis: int = 1) -> float:
@@ -92,7 +90,7 @@ def metric_for(objective: Objective) -> Metric:
     """
     if objective.nature == "cross-entropy":
         axis = objective.class_axis
-        return Metric("accuracy", lambda p, t: accuracy(p, t, class_axis=axis), True)
+        return Metric("accuracy", lambda p, t: accuracy(p, t, class_axis=axis))
     if objective.nature == "binary-cross-entropy":
-        return Metric("accuracy", binary_accuracy, True)
-    return Metric("mean squared error", mean_squared_error, False)
+        return Metric("accuracy", binary_accuracy)
+    return Metric("mean squared error", mean_squared_error)

@@ -187,7 +187,9 @@ def pose(
         objectives=objectives,
         teacher=teacher,
         examples=examples,
-        trivial_loss=sum(o.loss.weight * _trivial_loss(o, train, teacher) for o in objectives),
+        trivial_loss=sum(
+            o.loss.weight * _trivial_loss(o, train, teacher, size) for o in objectives
+        ),
         batch_size=size,
         static_batch=static is not None,
         device=device,
@@ -215,9 +217,10 @@ def _check_validation(validation: Split | None, config: RunConfig) -> None:
             )
 
 
-def _trivial_loss(objective: Objective, train: Split, teacher: Teacher | None) -> float:
+def _trivial_loss(objective: Objective, train: Split, teacher: Teacher | None, size: int) -> float:
     if objective.kind == "distill" and teacher is not None:
-        some = teacher(train.batch(np.arange(min(len(train), _TAUGHT))))
+        whole = max(min(len(train), _TAUGHT) // size, 1) * size  # batches: some models take no less
+        some = teacher(train.batch(np.arange(min(len(train), whole))))
         return divergence_of_mean(objective, some[objective.target])
     if not objective.is_labelled:
         return 0.0

@@ -255,6 +255,19 @@ def test_a_loss_of_ones_own_reads_inputs_and_is_one_of_several(
     )
 
 
+SMALL = """(float[N, 3] logits) => (float[1] loss) {
+    s = Mul(logits, logits)  m = ReduceMean<axes = [1], keepdims = 0>(s)  loss = ReduceMean(m) }"""
+
+
+def test_a_loss_of_ones_own_needs_no_labels_to_be_judged_by(tmp_path: Path, train: Train) -> None:
+    x = np.random.default_rng(1).normal(size=(64, 4)).astype(np.float32)
+    data = {"x_train": x[:48], "y_train": x[:48, :3].argmax(axis=1), "x_val": x[48:]}
+    result = train(model(LINEAR), data, loss=own(tmp_path, SMALL), method="none", epochs=3)
+    before, after = result.report.before.metrics, result.report.after.metrics
+    assert set(after) == {"loss"}
+    assert after["loss"] < before["loss"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

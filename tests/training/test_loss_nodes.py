@@ -171,6 +171,22 @@ def test_balanced_weights_are_inverse_to_how_often_a_class_occurs(model_from):
         resolve(model_from(PLAIN), None, Loss(kind=CE, weights=(1.0, 2.0)), labels)
 
 
+def test_balanced_weights_of_one_hot_rows_are_those_of_their_classes(model_from):
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    loss = Loss(kind=CE, weights="balanced")
+    found = resolve(model_from(SOFTMAX), None, loss, np.eye(3, dtype=np.float32)[labels])
+    assert found.weights == resolve(model_from(SOFTMAX), None, loss, labels).weights
+
+
+@pytest.mark.parametrize(("text", "count"), [(PLAIN, 2), (PIXELS, 3)])
+def test_weights_of_outputs_are_one_each_or_one_for_all(text, count, model_from):
+    model = model_from(text)
+    with pytest.raises(ConfigError, match="one per output of an"):
+        resolve(model, None, Loss(kind="binary-cross-entropy", weights=(2.0,) * count))
+    one = Loss(kind="binary-cross-entropy", weights=(2.0,))
+    assert resolve(model, None, one).weights == (2.0,)
+
+
 def test_terms_are_weighted_and_told_apart(model_from, training, slope_error):
     model = model_from(SOFTMAX, scale=1.0)
     first = resolve(model, None, Loss(kind=CE), np.array([1]))

@@ -61,4 +61,3 @@ def test_mean_squared_error_does_not_broadcast():
 def test_metric_for_an_objective(kind, predictions, targets, expected):
     metric = metric_for(Objective(kind=kind, nature=kind, prediction="y", output="y"))
     assert metric.compute(np.array(predictions), np.array(targets)) == expected
-    assert metric.larger_is_better == (kind != "mse")

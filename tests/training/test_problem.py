@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from graphs import model
 
-from onnxprune.errors import ConfigError
+from onnxprune.errors import ConfigError, DataError
 from onnxprune.model import save
 from onnxprune.training.config import RunConfig
 from onnxprune.training.problem import Problem, pose
@@ -85,3 +85,17 @@ def test_options_on_validation_metrics_need_validation_data(tmp_path: Path, opti
     with pytest.raises(ConfigError, match="needs validation data; give --val"):
         posed(tmp_path, text, data, validation_fraction=0.0, **{option: 1})
     assert posed(tmp_path, text, data, **{option: 1}).validation is not None
+
+
+def test_a_teacher_of_static_batches_is_asked_for_whole_ones(tmp_path: Path) -> None:
+    text = (LINEAR % (3, 3)).replace("[N,", "[4,")
+    x = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    problem = posed(tmp_path, text, (x, None), loss="distill", validation_fraction=0.0)
+    assert problem.trivial_loss > 0
+
+
+def test_targets_that_do_not_fit_are_named_with_their_part(tmp_path: Path) -> None:
+    x, y = np.zeros((6, 4), np.float32), np.arange(6) % 3
+    data = {"x": x, "y": y, "x_test": x + 1, "y_test": y + 1}
+    with pytest.raises(DataError, match=r"^test y: labels lie in 1\.\.3"):
+        posed(tmp_path, LINEAR % (3, 3), data, loss="cross-entropy")
