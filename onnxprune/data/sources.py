@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -81,18 +81,34 @@ def read(source: Source, *, validation: Source | None = None) -> Raw:
             as in an archive. Names are x and y, or x_train, y_train, x_val, y_val, x_test, y_test
             (train_x, X and labels do as well); any other name is that of a model input.
         validation: a second source; its validation part is taken, else its test part, else its
-            training part, and nothing else of it.
+            training part, and nothing else of it. Test data that are the same examples are left
+            out: models chosen by them are not tested on them.
 
     Raises:
         DataError: missing, truncated or not .npz; no x; pickled objects; x and y of different
-            lengths; no examples; text, NaN or Inf in x or y.
+            lengths; no examples; text, NaN or Inf in x or y; validation examples that are the
+            training examples.
     """
     raw = source if isinstance(source, Raw) else _read(source)
     if validation is None:
         return raw
     other = validation if isinstance(validation, Raw) else _read(validation, part="validation")
     part = other.validation or other.test or other.train
-    return Raw(train=raw.train, validation=part, test=raw.test, name=raw.name, unit=raw.unit)
+    if _is_same(part, raw.train):
+        raise DataError(
+            f"{raw.name}: validation data holds the training examples again, on which every model "
+            "looks good; give others, or none: a part of the training data is put aside then",
+            source=raw.name,
+        )
+    test = None if _is_same(part, raw.test) else raw.test
+    return replace(raw, validation=part, test=test)
+
+
+def _is_same(one: Part, other: Part | None) -> bool:
+    """Whether both hold the same examples, in the same order."""
+    if other is None or one.x.keys() != other.x.keys():
+        return False
+    return all(np.array_equal(array, other.x[name]) for name, array in one.x.items())
 
 
 def _read(source: Any, part: str = "train") -> Raw:

@@ -83,9 +83,18 @@ def test_of_a_validation_source_with_parts_the_one_held_out_is_taken(tmp_path: P
     validated = read((X, Y), validation=saved(tmp_path, **parts, x_val=X[:1], y_val=Y[:1]))
     assert validated.validation is not None
     assert len(validated.validation) == 1
-    digits = read("digits", validation="digits").validation
-    assert digits is not None
-    assert len(digits) == 360
+
+
+def test_models_are_not_tested_on_what_they_were_chosen_by() -> None:
+    assert len(read("digits").test or ()) == 360
+    chosen = read("digits", validation="digits")
+    assert len(chosen.validation or ()) == 360
+    assert chosen.test is None
+
+
+def test_validation_data_are_not_the_training_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds the training examples again"):
+        read((X, Y), validation=saved(tmp_path, x=X, y=Y))
 
 
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
