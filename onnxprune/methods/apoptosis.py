@@ -17,7 +17,7 @@ us; the ones here follow from first principles and are ours:
   exact removals follow until the network has recovered. (Comparing with the last check alone would
   let the loss climb in small steps.)
 * A check that finds nothing to remove doubles the time to the next one.
-* With a target, each check removes at least what a cubic schedule asks for, cheapest error per
+* With a target, each check removes at least what the run's schedule asks for, cheapest error per
   parameter first over all groups; once the target is reached, only exact removals follow.
 """
 
@@ -47,6 +47,7 @@ from onnxprune.graph.groups import Analysis
 from onnxprune.graph.traces import trace
 from onnxprune.methods.candidates import Folding, Merging, foldings, mergings, readers
 from onnxprune.methods.compose import RECOVERY, Course, Moment, Pruner, counter
+from onnxprune.methods.options import check_range
 
 __all__ = ["apoptosis"]
 
@@ -129,14 +130,21 @@ def apoptosis(
     Args:
         epsilon: first budget per check and group, relative to the consumers' pre-activations, > 0.
         growth: factor by which epsilon adapts, > 1.
-        largest: what epsilon may grow to.
-        tolerance: relative rise of the smoothed loss that still counts as none.
+        largest: what epsilon may grow to, > 0.
+        tolerance: relative rise of the smoothed loss that still counts as none, >= 0.
         slack: rise of the loss, as a share of the best constant prediction's, that still counts as
-            none.
+            none, >= 0.
         most: largest share of a group's units that one check removes, in (0, 1].
         until: share of the run after which only exact removals follow, in (0, 1]; where a target
             is missed still (biases that took over constants count, too), those that it asks for.
+
+    Raises:
+        ConfigError: an impossible option.
     """
+    check_range("(0, inf)", epsilon=epsilon, largest=largest)
+    check_range("(1, inf)", growth=growth)
+    check_range("[0, inf)", tolerance=tolerance, slack=slack)
+    check_range("(0, 1]", most=most, until=until)
 
     def init(_analysis: Analysis, course: Course) -> State:
         every = course.interval

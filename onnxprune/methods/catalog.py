@@ -50,7 +50,6 @@ def make(method: str, options: Mapping[str, Any] | None = None, *, seed: int = 0
         raise ConfigError(f"--method {method}: expected one of {', '.join(METHODS)}", option=method)
     function, given = METHODS[method], dict(options or {})
     known = {} if function is None else dict(inspect.signature(function).parameters)
-    known.pop("criterion", None)
     for name in given:
         if name not in known:
             choices = ", ".join(known) or "none"
@@ -72,7 +71,7 @@ def _read(name: str, default: Any, value: Any) -> Any:
             return float(value)
         if kind is int and not isinstance(value, (bool, float)):
             return int(value)
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError):
         pass
     if isinstance(value, kind):
         return value

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import onnx_ir as ir
@@ -33,6 +33,7 @@ __all__ = [
     "Pruner",
     "TopK",
     "counter",
+    "prolonged",
 ]
 
 State: TypeAlias = Any
@@ -184,6 +185,12 @@ def counter(moment: Moment) -> cost.Remaining:
     )
 
 
+def prolonged(state: State, course: Course) -> State:
+    """`state` with the course of a run that gets other epochs, where it remembers one."""
+    names = [entry.name for entry in fields(state)] if is_dataclass(state) else []
+    return replace(state, course=course) if "course" in names else state
+
+
 def _no_influence(_model: ir.Model, _analysis: Analysis) -> Influence:
     return Influence()
 
@@ -206,6 +213,7 @@ class Pruner(NamedTuple):
         every: observe in every so many steps; None leaves it to the loop.
         rewinds: whether plans may ask for the weights of the run's start.
         needs_target: whether it only knows what to remove when it is told how much.
+        removes: whether it removes anything at all.
     """
 
     requires: frozenset[Observable]
@@ -218,3 +226,4 @@ class Pruner(NamedTuple):
     every: int | None = None
     rewinds: bool = False
     needs_target: bool = False
+    removes: bool = True

@@ -19,7 +19,7 @@ from onnxprune.errors import MethodError
 from onnxprune.graph.balance import completed_keep
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.weights import Weight, weights
-from onnxprune.methods.allocation import allocate, settled_allocation
+from onnxprune.methods.allocation import CHOICES, allocate, settled_allocation
 from onnxprune.methods.compose import (
     PENALTY,
     Course,
@@ -30,6 +30,7 @@ from onnxprune.methods.compose import (
 )
 from onnxprune.methods.importance import Importance, importance
 from onnxprune.methods.lossless import REQUIRES, means
+from onnxprune.methods.options import check_range, check_word
 from onnxprune.ops.registry import Role
 from onnxprune.windows import merge_windows
 
@@ -75,9 +76,11 @@ def gradual(
         seed: of the random criterion.
 
     Raises:
-        ConfigError: no such criterion.
+        ConfigError: no such criterion, or an impossible option.
         MethodError: when it decides: the criterion says nothing about any group.
     """
+    check_word(CHOICES, allocation=allocation)
+    check_range("[0, inf)", tolerance=tolerance)
     chosen = importance(criterion, seed=seed) if isinstance(criterion, str) else criterion
 
     def remove(moment: Moment, seen: Observations, allowance: int) -> Plan | None:
@@ -201,7 +204,7 @@ def to_limit(
     return replace(plan, folds=means(moment.model, moment.analysis, found.keep, seen))
 
 
-def slimming(*, strength: float = 1e-4, allocation: str = "global", seed: int = 0) -> Pruner:
+def slimming(*, strength: float = 1e-4, allocation: str = "global") -> Pruner:
     """Network slimming: scales of normalizations shrink under an L1 penalty, the smallest go.
 
     Liu et al. 2017 (arXiv 1708.06519), eq. 1: the loss grows by strength * sum of |gamma|; one
@@ -212,9 +215,12 @@ def slimming(*, strength: float = 1e-4, allocation: str = "global", seed: int = 
     Args:
         strength: the paper's lambda: 1e-4 for VGG, 1e-5 for ResNet and DenseNet, >= 0.
         allocation: a key of `allocation.ALLOCATIONS`.
-        seed: unused; every classical method takes one.
+
+    Raises:
+        ConfigError: an impossible option.
     """
-    base = gradual("scale", allocation=allocation, seed=seed)
+    check_range("[0, inf)", strength=strength)
+    base = gradual("scale", allocation=allocation)
 
     def influence(model: ir.Model, analysis: Analysis) -> Influence:
         return Influence(penalized=penalized_scales(model, analysis))

@@ -16,7 +16,7 @@ Where we deviate from the code, and why:
   here, so units that never learn go, and units with low indices are no better than others.
 * Units are removed in fact, not masked; hits of those that remain are kept.
 * Moments are reset once, at the first decision of a cycle; the code does so after every chunk of a
-  cycle's last epoch, the paper only says "at the start of each cycle".
+  cycle's last epoch, where its comment says "at the start of each cycle" and the paper nothing.
 * A unit of a convolution is a channel (ours), and a group whose units are made by several layers
   adds up their hits.
 * With a target, activeness only ranks: the least active units go, on schedule, until it is met.
@@ -29,10 +29,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxprune.base import Floats, Group, Mask, Observable, Observations, Plan
-from onnxprune.errors import ConfigError
 from onnxprune.graph.groups import Analysis
 from onnxprune.methods.compose import Course, Influence, Moment, Pruner, TopK, counter
 from onnxprune.methods.gradual import to_limit
+from onnxprune.methods.options import check_range
 from onnxprune.windows import merge_windows
 
 __all__ = ["meprop", "mesimp"]
@@ -71,9 +71,8 @@ def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 40, unified: bool = 
     Raises:
         ConfigError: an impossible option.
     """
-    _check(k=k, cycle=cycle)
-    if not 0 <= rate <= 1:
-        raise ConfigError(f"mesimp: rate {rate}: expected a share in [0, 1]", option="rate")
+    check_range("[1, inf)", k=k, cycle=cycle)
+    check_range("[0, 1]", rate=rate)
 
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))
@@ -120,7 +119,7 @@ def meprop(*, k: int = 30, unified: bool = True) -> Pruner:
     Raises:
         ConfigError: an impossible option.
     """
-    _check(k=k)
+    check_range("[1, inf)", k=k)
     return Pruner(
         requires=frozenset(),
         init=lambda _analysis, _course: None,
@@ -128,13 +127,8 @@ def meprop(*, k: int = 30, unified: bool = True) -> Pruner:
         decide=lambda state, _moment: (state, None),
         due=lambda _state, _step: False,
         influence=lambda _model, _analysis: Influence(top_k=TopK(k=k, unified=unified)),
+        removes=False,
     )
-
-
-def _check(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"mesimp: {name} {number}: expected at least 1", option=name)
 
 
 def _hits(group: Group, seen: Observations) -> tuple[Floats, int] | None:

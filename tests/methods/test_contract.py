@@ -172,9 +172,9 @@ def test_what_it_calls_exact_is(method: str, name: str) -> None:
 def test_a_target_is_reached_by_the_first_decision_in_the_second_half(
     method: str, name: str, kind: str
 ) -> None:
-    if method == "meprop":
-        pytest.skip("removes nothing, by its nature")
     pruner, network, data, _ = started(method, name)
+    if not pruner.removes:
+        pytest.skip("removes nothing, by its nature")
     goal = limited(network, 0.4, kind)
     start = left(network, analyze(network), Plan(keep={}), kind)
     steps = 100

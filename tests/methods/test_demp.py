@@ -16,7 +16,7 @@ from onnxprune.errors import ConfigError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
 from onnxprune.methods import Course, Limit, demp
-from onnxprune.methods.compose import NOISE, PENALTY
+from onnxprune.methods.compose import NOISE, PENALTY, prolonged
 from onnxprune.rewrite.prune import prune
 from onnxprune.runtime.verify import compare
 
@@ -146,3 +146,10 @@ def test_what_is_missing_at_the_deadline_goes_by_the_smallest_scale() -> None:
 def test_impossible_options_are_refused(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
         demp(**{option: value})
+
+
+def test_a_longer_course_takes_the_place_of_the_one_before() -> None:
+    net, longer = network(), Course(steps=300, epoch=20, interval=10)
+    state = prolonged(demp().init(analyze(net), COURSE), longer)
+    assert (state.course, state.next) == (longer, 10)
+    assert prolonged(None, longer) is None
