@@ -7,7 +7,6 @@ default; `onnxprune.train` takes the same names as keyword arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -25,8 +24,8 @@ from onnxprune.training.config import (
     SCHEDULES,
     TARGET_SCHEDULES,
     RunConfig,
-    output_path,
 )
+from onnxprune.training.guards import output_path
 from onnxprune.training.loss_spec import KINDS
 
 from . import _render
@@ -179,14 +178,12 @@ def train(
             f"{model}: nothing to train on; give --data FILE.npz with arrays x and y, or an "
             f"embedded data set: --data {', '.join(EMBEDDED)}"
         )
-    protected = [data] if val is None else [data, val]
-    target = output_path(model, output, protected=protected)
     if dry_run:
-        _dry_run(model, data, val, target, config, as_json=as_json)
+        _dry_run(model, data, val, output, config, as_json=as_json)
         return
     with progress as on_event:
         _, report = onnxprune.train(
-            model, data, validation=val, output=target, on_event=on_event, **options
+            model, data, validation=val, output=output, on_event=on_event, **options
         )
     _render.result(report, as_json=as_json)
 
@@ -197,7 +194,13 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 
 def _dry_run(
-    model: str, data: str, val: str | None, output: Path, config: RunConfig, *, as_json: bool
+    model: str,
+    data: str,
+    val: str | None,
+    output: str | None,
+    config: RunConfig,
+    *,
+    as_json: bool,
 ) -> None:
     """Show what a run would do, after all that it checks before the first step."""
     import onnxprune
@@ -205,6 +208,8 @@ def _dry_run(
     from onnxprune.training.problem import pose
     from onnxprune.training.rounds import begin
 
+    read = [data, *([] if val is None else [val]), *config.files]
+    target = output_path(model, output, protected=read)
     check_runtime(training=True)
     problem = pose(model, data, validation=val, config=config)
     found = onnxprune.inspect(
@@ -218,7 +223,7 @@ def _dry_run(
     begin(problem, problem.model, found.trained)
     facts: Mapping[str, Any] = {
         "model": model,
-        "output": str(output),
+        "output": str(target),
         "data": data,
         "examples": problem.examples,
         "conversions": list(problem.notes),

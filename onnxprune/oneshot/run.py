@@ -37,7 +37,7 @@ from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.verify import compare
-from onnxprune.training.config import output_path
+from onnxprune.training.guards import output_path
 
 __all__ = ["prune_file"]
 

@@ -11,14 +11,12 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from onnxprune import schedules
 from onnxprune.errors import ConfigError
-from onnxprune.methods import METHODS, make
-from onnxprune.model import external_files
+from onnxprune.methods import METHODS, Pruner, make
 from onnxprune.rewrite.residual import RESIDUALS, SHORTCUT
 from onnxprune.training.cadence import parse_cadence
 from onnxprune.training.loss_spec import Loss, parse_loss
@@ -34,7 +32,6 @@ __all__ = [
     "RunConfig",
     "check_pattern",
     "option_name",
-    "output_path",
 ]
 
 OPTIMIZERS: Mapping[str, float] = {"adam": 1e-3, "adamw": 1e-3, "momentum": 1e-2, "sgd": 1e-2}
@@ -70,7 +67,8 @@ class RunConfig:
         target: what should remain, as `parse_target` reads it; None leaves it to the method.
         target_schedule: how removal proceeds towards the target, one of `TARGET_SCHEDULES`.
         batch_size: examples per pass through the model.
-        accumulate: passes per optimizer step, whose gradients are averaged over the examples.
+        accumulate: passes per optimizer step, whose gradients are averaged over the examples; a pass
+            counts by these, however many of their labels are ignored.
         learning_rate: the largest of the schedule; None chooses by optimizer (`rate`).
         optimizer: a key of `OPTIMIZERS`.
         momentum: in [0, 1), for the optimizer "momentum".
@@ -161,7 +159,6 @@ class RunConfig:
                     f"{option_name(name)} {value}: expected one of {', '.join(choices)}",
                     option=name,
                 )
-        make(self.method, self.method_options)
         for name in (
             "epochs",
             "batch_size",
@@ -190,6 +187,33 @@ class RunConfig:
         if self.target is not None:
             parse_target(self.target)
         _ = self.losses
+        self._check_together(make(self.method, self.method_options))
+
+    def _check_together(self, pruner: Pruner | None) -> None:
+        """Refuse what does nothing, or nothing yet, without another option."""
+        if self.target is None and pruner is not None and pruner.needs_target:
+            raise ConfigError(
+                f"--method {self.method}: removes what matters least, and has to be told how much; "
+                "give --target params=50% or the like",
+                option="method",
+            )
+        if self.target is not None and (pruner is None or not pruner.removes):
+            raise ConfigError(
+                f"--target {self.target}: --method {self.method} removes nothing; leave the target "
+                "out, or choose another method",
+                option="target",
+            )
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name, is_met, needed in (
+            ("momentum", self.optimizer == "momentum", "--optimizer momentum"),
+            ("decay_vectors", self.weight_decay != 0, "--weight-decay"),
+            ("target_schedule", self.target is not None, "--target"),
+        ):
+            if not is_met and getattr(self, name) != defaults[name]:
+                raise ConfigError(
+                    f"{option_name(name)}: does nothing without {needed}; add that or leave it out",
+                    option=name,
+                )
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -198,6 +222,11 @@ class RunConfig:
         if not terms:
             raise ConfigError("--loss: expected at least one term, such as auto", option="loss")
         return tuple(parse_loss(term) if isinstance(term, str) else term for term in terms)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What is read beside model and data: the losses that are files."""
+        return tuple(loss.kind for loss in self.losses if loss.is_custom)
 
     @property
     def rate(self) -> float:
@@ -217,9 +246,10 @@ class RunConfig:
         return None if self.target is None else parse_target(self.target)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them, with the learning rate that is used."""
+        """All fields as JSON can hold them, with the learning rate and the files that are used."""
         plain = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
-        return plain | {"learning_rate": self.rate}
+        losses = [str(_placed(loss)) for loss in self.losses]
+        return plain | {"learning_rate": self.rate, "loss": losses}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -244,9 +274,12 @@ def option_name(name: str) -> str:
     return f"--{renamed.get(name, name.replace('_', '-'))}"
 
 
+def _placed(loss: Loss) -> Loss:
+    """`loss` with a path that leads to its file from any folder."""
+    return replace(loss, kind=os.path.abspath(loss.kind)) if loss.is_custom else loss
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, Loss):
-        return str(value)
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -296,55 +329,3 @@ def check_pattern(name: str, pattern: str | None) -> None:
             "write \\ before a special character",
             option=name,
         ) from error
-
-
-def output_path(
-    model: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
-    *,
-    protected: Sequence[str | os.PathLike[str]] = (),
-) -> Path:
-    """Where the pruned model goes, checked before hours of training and not after.
-
-    Args:
-        model: the file that is pruned; never overwritten, not through a link either, and neither
-            are the files that hold its weights, by the result or by what is written beside it.
-        output: where to write; None for <stem>.pruned.onnx in the current folder.
-        protected: other files that must survive, such as the data.
-
-    Raises:
-        ConfigError: the file is one of those to be kept, is a folder, or lies in a folder that
-            does not exist or cannot be written.
-    """
-    source = Path(model)
-    target = Path(f"{source.stem}.pruned.onnx") if output is None else Path(output)
-    if target.is_dir():
-        raise ConfigError(f"-o {target}: is a folder; add a file name", output=target)
-    if not target.parent.is_dir():
-        raise ConfigError(
-            f"-o {target}: folder {target.parent} does not exist; create it first", output=target
-        )
-    if not os.access(target.parent, os.W_OK):
-        raise ConfigError(
-            f"-o {target}: folder {target.parent} cannot be written; choose another", output=target
-        )
-    _check_overwrites((target,), [Path(path) for path in protected], target)
-    beside = (Path(f"{target}.data"), Path(f"{target}.recipe.json"))
-    _check_overwrites((target, *beside), [source, *sorted(external_files(source))], target)
-    return target
-
-
-def _check_overwrites(written: Sequence[Path], read: Sequence[Path], target: Path) -> None:
-    for file in read:
-        if any(_is_same_file(path, file) for path in written):
-            raise ConfigError(
-                f"-o {target}: would overwrite {file}, which is read; choose another name",
-                output=target,
-            )
-
-
-def _is_same_file(target: Path, file: Path) -> bool:
-    """Whether both paths lead to one file, through symbolic and hard links too."""
-    if target.resolve() == file.resolve():
-        return True
-    return target.exists() and file.exists() and target.samefile(file)

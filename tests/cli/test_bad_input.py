@@ -202,3 +202,14 @@ def test_outputs_that_would_destroy_weights_beside_the_model(
             refused(result, f"would overwrite {(tmp_path / name).resolve()}", folder)
         assert (tmp_path / name).read_bytes() == before
         (tmp_path / name).unlink()
+
+
+@BOTH
+def test_outputs_that_would_destroy_a_loss(
+    run: Run, folder: Path, mlp: Path, save: Save, tmp_path: Path, way: Sequence[str]
+) -> None:
+    loss = tmp_path / "loss.onnx"
+    loss.write_bytes(mlp.read_bytes())
+    result = run("train", mlp, "--data", save(), "--loss", loss, "-o", loss, *way)
+    refused(result, "would overwrite", folder)
+    assert loss.read_bytes() == mlp.read_bytes()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from onnxprune.errors import ConfigError
-from onnxprune.training.config import OPTIMIZERS, RunConfig, output_path
+from onnxprune.training.config import OPTIMIZERS, RunConfig
+from onnxprune.training.guards import output_path
 from onnxprune.training.target import Target, parse_target
 
 
@@ -89,6 +90,12 @@ def test_every_optimizer_has_a_rate(optimizer: str) -> None:
         ({"freeze": "["}, r"--freeze \[: not a regular expression"),
         ({"input_shapes": {"x": ()}}, "--input-shape x"),
         ({"target": "params=200%"}, "less than 100%"),
+        ({"method": "taylor"}, "--method taylor: removes what matters least, and has to be told"),
+        ({"method": "none", "target": "params=50%"}, "--method none removes nothing"),
+        ({"method": "meprop", "target": "macs=50%"}, "--method meprop removes nothing"),
+        ({"momentum": 0.5}, "--momentum: does nothing without --optimizer momentum"),
+        ({"decay_vectors": True}, "--decay-vectors: does nothing without --weight-decay"),
+        ({"target_schedule": "linear"}, "--target-schedule: does nothing without --target"),
     ],
 )
 def test_impossible_values_name_the_option(fields: dict[str, Any], says: str) -> None:
