@@ -25,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Index, Snapshot
-from onnxprune.errors import DataError, ModelError, OnnxPruneError
+from onnxprune.errors import DataError, ModelError
 from onnxprune.graph.timing import Timing
 from onnxprune.model import constant, constants, in_memory, load, save
 from onnxprune.storage import sync
@@ -116,15 +116,16 @@ class Writer:
             key = (id(value.model), value.snapshot.step)
             if key not in stages:
                 file = draft / f"model-{value.snapshot.step}.onnx"
-                stages[key] = {"file": file.name, "snapshot": (_lean(value), dict(value.origins))}
+                facts = _lean(value), dict(value.origins), dict(value.analysis.names)
+                stages[key] = {"file": file.name, "facts": facts}
                 kept[key] = (value.model, file)
                 self._write_model(key, value, file)
             return {"stage": list(stages).index(key)}
 
         document, arrays = encode(checkpoint, refer)
         for stage in stages.values():
-            found, more = encode(stage["snapshot"])
-            stage["snapshot"], stage["arrays"] = found, [len(arrays), len(more)]
+            found, more = encode(stage["facts"])
+            stage["facts"], stage["arrays"] = found, [len(arrays), len(more)]
             arrays += more
         _write_json(draft / _STATE, {"checkpoint": document, "stages": list(stages.values())})
         with (draft / _ARRAYS).open("wb") as file:
@@ -184,6 +185,12 @@ def read_checkpoint(folder: Path, first: Stage, config: RunConfig) -> Checkpoint
     Raises:
         DataError: something is missing or damaged.
     """
+    stages: list[Stage] = []
+
+    def resolve(reference: Mapping[str, Any]) -> Stage:
+        number = reference["stage"]
+        return first if number == "first" else stages[number]
+
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT:
@@ -194,17 +201,12 @@ def read_checkpoint(folder: Path, first: Stage, config: RunConfig) -> Checkpoint
         document = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         with np.load(folder / _ARRAYS, allow_pickle=False) as stored:
             arrays = [stored[f"a{number}"] for number in range(len(stored.files))]
-        stages = [_stage(folder, entry, arrays, config, first) for entry in document["stages"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, OnnxPruneError):
+        stages += [_stage(folder, entry, arrays, config, first) for entry in document["stages"]]
+        found: Checkpoint = decode(document["checkpoint"], arrays, resolve)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        if isinstance(error, DataError):
             raise
         raise DataError(f"{folder}: not a whole checkpoint ({error})", path=folder) from error
-
-    def resolve(reference: Mapping[str, Any]) -> Stage:
-        number = reference["stage"]
-        return first if number == "first" else stages[number]
-
-    found: Checkpoint = decode(document["checkpoint"], arrays, resolve)
     return found
 
 
@@ -213,16 +215,16 @@ def _stage(
 ) -> Stage:
     model = in_memory(load(folder / entry["file"]))
     start, count = entry["arrays"]
-    decoded: tuple[Snapshot, Mapping[Axis, Index]]
-    decoded = decode(entry["snapshot"], arrays[start : start + count])
-    snapshot, origins = decoded
+    decoded: tuple[Snapshot, Mapping[Axis, Index], Mapping[str, frozenset[Axis]]]
+    decoded = decode(entry["facts"], arrays[start : start + count])
+    snapshot, origins, names = decoded
     values = constants(model)
 
     def filled(known: Mapping[str, Array | None]) -> dict[str, Array]:
         held = {name: constant(values[name]) for name in known}
         return {n: np.array(held[n] if array is None else array) for n, array in known.items()}
 
-    analysis = removable(model, config, before=first.analysis)
+    analysis = removable(model, config, before=replace(first.analysis, names=names))
     snapshot = replace(
         snapshot, parameters=filled(snapshot.parameters), state=filled(snapshot.state)
     )

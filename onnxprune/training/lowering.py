@@ -27,6 +27,7 @@ from onnxprune.model import (
     opset,
     trainable_dtype,
 )
+from onnxprune.ops.random import GENERATORS
 from onnxprune.ops.registry import LOWERS
 from onnxprune.runtime.single import read_in_single, to_single
 from onnxprune.scopes import nodes, subgraphs
@@ -87,7 +88,7 @@ def lower(
             normalizes by the running statistics. A BatchNormalization whose statistics are
             computed, or shared with another one, is always frozen.
         dropout: whether a Dropout that states its ratio drops; all others are identities.
-        seed: of the Dropout nodes; each derives its own from its name.
+        seed: of the nodes that draw random numbers; each derives its own from its name.
 
     Raises:
         ConfigError: `outputs` names a value that does not exist.
@@ -107,6 +108,7 @@ def lower(
     _set_dropout(copy.graph, version=opset(copy), drops=dropout, seed=seed)
     compose(copy)
     drop_unused(copy.graph)
+    _set_seeds(copy, seed)
     return TrainingCopy(model=copy, state=state)
 
 
@@ -114,6 +116,7 @@ def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     """The ancestors of `outputs` for forward passes: the user's operators, as they are.
 
     Files of an opset that the training runtime does not read are lowered like the training copy.
+    Nodes that draw random numbers draw the same ones in every session.
 
     Args:
         model: the user's graph; left as it is.
@@ -131,6 +134,7 @@ def evaluation_copy(model: ir.Model, outputs: Sequence[str]) -> ir.Model:
     copy.ir_version = max(copy.ir_version, _FIRST_IR)
     _initializers_only(copy.graph)
     _lift_float_constants(copy)
+    _set_seeds(copy, 0)
     return copy
 
 
@@ -269,12 +273,23 @@ def _set_dropout(graph: ir.Graph, *, version: int, drops: bool, seed: int) -> No
             node.resize_inputs(3)
             node.replace_input_with(2, e.constant(np.array(True)))
             e.add_to(graph, before=node)
-            own = zlib.crc32(f"{seed}/{node_key(node)}".encode())
-            node.attributes["seed"] = ir.AttrInt64("seed", own)
+            node.attributes["seed"] = ir.AttrInt64("seed", _own_seed(node, seed))
             node.resize_outputs(2)  # the gradient reads the mask
             node.outputs[1].name = node.outputs[1].name or f"{node_key(node)}/mask"
         else:
             node.resize_inputs(min(len(node.inputs), 2))
+
+
+def _set_seeds(model: ir.Model, seed: int) -> None:
+    """Give generators a seed where the file gives none: without one, no run can be repeated."""
+    for node in nodes(model):
+        if node.op_type in GENERATORS and "seed" not in node.attributes:
+            number = float(_own_seed(node, seed) >> 8)  # 24 bits: exact in the float attribute
+            node.attributes["seed"] = ir.AttrFloat32("seed", number)
+
+
+def _own_seed(node: ir.Node, seed: int) -> int:
+    return zlib.crc32(f"{seed}/{node_key(node)}".encode())
 
 
 def compose(model: ir.Model) -> None:

@@ -1,8 +1,8 @@
 """What a run was about, so that another process can go on with it.
 
 `describe` is what a run writes into its folder when it begins; `reopened` reads it back, with what
-the caller wants otherwise, and `check_same` refuses another model or other data: a run that went on
-with them would be neither the old one nor a new one.
+the caller wants otherwise, and `check_same` refuses another model, other data or losses: a run that
+went on with them would be neither the old one nor a new one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from onnxprune.data import Source, Split
 from onnxprune.errors import ConfigError, DataError, InvalidModelError
 from onnxprune.model import external_files
 from onnxprune.reports import RunDirectory
+from onnxprune.training.cadence import Cadence, parse_cadence
 from onnxprune.training.config import RunConfig, option_name
 from onnxprune.training.problem import Problem
 
@@ -56,6 +57,13 @@ class Request:
     directory: RunDirectory | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def reads(self) -> list[str | os.PathLike[str]]:
+        """Files that must survive, beside the model."""
+        sources = (self.data, self.validation)
+        named = [source for source in sources if isinstance(source, str | os.PathLike)]
+        return [*named, *self.config.files]
+
 
 def describe(request: Request, problem: Problem, output: Path) -> dict[str, Any]:
     """What must be the same when the run goes on, as JSON can hold it."""
@@ -65,6 +73,7 @@ def describe(request: Request, problem: Problem, output: Path) -> dict[str, Any]
         "data": _place(request.data),
         "validation": _place(request.validation),
         "data_fingerprint": _data_fingerprint(problem),
+        "losses": _loss_fingerprints(request.config),
         "output": os.path.abspath(output),
         "versions": _versions(),
         "cores": os.cpu_count(),
@@ -91,12 +100,18 @@ def reopened(
         options: fields of `RunConfig` the caller names.
 
     Raises:
-        ConfigError: no run there, or an option contradicts it.
+        ConfigError: no run there, it keeps no checkpoints, or an option contradicts it.
         DataError: the run was given arrays, and the caller gives none.
     """
     directory = RunDirectory(Path(path))
     stored, origin = directory.read_config()
     config = _merged(stored, options)
+    if parse_cadence(config.checkpoint_every) == Cadence():
+        raise ConfigError(
+            f"--resume {directory.path}: the run keeps no checkpoints (--checkpoint-every never); "
+            "start a new one",
+            path=directory.path,
+        )
     given = {"data": data, "validation": validation}
     for name, source in given.items():
         if source is None and origin[name] == _IN_MEMORY:
@@ -116,7 +131,7 @@ def reopened(
 
 
 def check_same(request: Request, problem: Problem) -> None:
-    """Make sure that model and data are those the run began with.
+    """Make sure that model, data and losses are those the run began with.
 
     Raises:
         ConfigError: they are not.
@@ -134,6 +149,13 @@ def check_same(request: Request, problem: Problem) -> None:
             f"--resume {request.directory.path}: other data than the run began with "
             f"({origin['data']}); give the same, or start a new run",
             data=origin["data"],
+        )
+    losses = _loss_fingerprints(request.config)
+    if origin.get("losses", losses) != losses:
+        raise ConfigError(
+            f"--resume {request.directory.path}: a loss has changed since the run began "
+            f"({', '.join(request.config.files)}); bring it back, or start a new run",
+            files=request.config.files,
         )
 
 
@@ -229,6 +251,10 @@ def _starts(size: int, block: int) -> list[int]:
     return [int(start) for start in np.linspace(0, size - block, _SAMPLES)]
 
 
+def _loss_fingerprints(config: RunConfig) -> list[str]:
+    return [_file_fingerprint(Path(file)) for file in config.files]
+
+
 def _data_fingerprint(problem: Problem) -> str:
     """Of the examples: how many, their shapes and types, and evenly spread samples."""
     digest = hashlib.sha256()
@@ -242,4 +268,5 @@ def _data_fingerprint(problem: Problem) -> str:
 
 def _arrays(split: Split) -> list[tuple[str, Array]]:
     named = {**split.sources, "(target)": split.target, "(rows)": split.rows}
+    named |= {f"(target) {name}": array for name, array in split.others.items()}
     return [(name, array) for name, array in named.items() if array is not None]

@@ -1,8 +1,8 @@
 """The original model as a teacher: what it computes for a batch, and what of that is asked for.
 
 Its session is its own and its numbers never change, so that it stays what it is while the model
-that learns from it loses units. Where a value inside the model has lost indices, `descend` knows
-which ones of the teacher are left.
+that learns from it loses units; where it would draw random numbers, typical ones stand. Where a
+value inside the model has lost indices, `descend` knows which ones of the teacher are left.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from onnxprune.base import Array, Axis, Index
 from onnxprune.errors import ConfigError
 from onnxprune.model import trainable_dtype
 from onnxprune.runtime.session import Device, Runner
+from onnxprune.runtime.verify import stilled
 from onnxprune.training.losses import TEACHER
 from onnxprune.training.lowering import evaluation_copy
 
@@ -39,7 +40,7 @@ class Teacher:
     def __init__(
         self, model: ir.Model, values: Sequence[str], *, device: Device, size: int
     ) -> None:
-        self._runner = Runner(evaluation_copy(model, values), device)
+        self._runner = Runner(stilled(evaluation_copy(model, values)), device)
         self._values, self._size = tuple(values), size
 
     def __call__(self, batch: Mapping[str, Array]) -> dict[str, Array]:

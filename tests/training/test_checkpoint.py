@@ -98,6 +98,20 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path, first: Stage) -> No
     assert load(tmp_path / "step-7" / "model-7.onnx")  # a plain model, for anybody
 
 
+def test_names_that_groups_have_from_before_removals_come_back(
+    tmp_path: Path, first: Stage
+) -> None:
+    made = taken(7)
+    names = made.stage.analysis.names
+    before = replace(made.stage.analysis, names={f"old {n}": axes for n, axes in names.items()})
+    analysis = removable(made.stage.model, RunConfig(), before=before)
+    assert {group.name[:4] for group in analysis.groups} == {"old "}
+    made = replace(made, stage=replace(made.stage, analysis=analysis))
+    Writer(first).write(tmp_path / "step-7", made)
+    found = read_checkpoint(tmp_path / "step-7", first, RunConfig())
+    assert found.stage.analysis.names == analysis.names
+
+
 def test_a_stage_that_the_last_checkpoint_has_is_not_written_again(
     tmp_path: Path, first: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

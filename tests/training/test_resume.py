@@ -203,7 +203,11 @@ def report_steps(place: Place) -> int:
     [
         {"accumulate": 3, "ema": 0.9, "optimizer": "momentum"},
         {"max_drop": 0.05, "patience": 2, "epochs": 8},
-        {"method": "none", "schedule": "one-cycle", "clip": 1.0},
+        {"method": "none", "target": None, "schedule": "one-cycle", "clip": 1.0},
+        {"method": "demp", "method_options": {"strength": 0.05, "noise": 1e-3}},
+        {"method": "mesimp", "method_options": {"k": 4, "cycle": 1}},
+        {"method": "taylor", "optimizer": "sgd"},
+        {"loss": ["distill", "^a$=distill-hidden"]},
         {"validation_fraction": 0.0},
         {
             "method_options": {"rewind": True, "rounds": 3, "alpha_fc": 0.8},
@@ -212,13 +216,29 @@ def report_steps(place: Place) -> int:
             "ema": 0.9,
         },
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: next(iter(options.values()) if "method" in options else iter(options)),
 )
 def test_every_kind_of_state_goes_on(tmp_path: Path, options: dict[str, Any]) -> None:
     place = Place(tmp_path, **options)
     place.train("whole")
     kind = Evaluated if options.get("validation_fraction", 1) else Progress
     place.train("stopped", on_event=Stop(kind, 2))
+    place.resume("stopped")
+    assert place.equal("stopped", "whole")
+
+
+RANDOM = CALM.replace(", float ratio = {0.0}", "").replace(
+    "d, mask = Dropout(a, ratio)", "r = RandomNormalLike<scale = 0.1>(a)  d = Add(a, r)"
+)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "distill"])
+def test_a_model_that_draws_random_numbers_goes_on_to_the_same_bits(
+    tmp_path: Path, loss: str
+) -> None:
+    place = Place(tmp_path, RANDOM, loss=loss)
+    place.train("whole")
+    place.train("stopped", on_event=Stop(Evaluated, 2))
     place.resume("stopped")
     assert place.equal("stopped", "whole")
 
@@ -244,6 +264,15 @@ def test_a_finished_run_trains_on_when_it_gets_more_epochs(tmp_path: Path) -> No
     assert epochs == [1, 2, 3, 4, 5, 6, 7]
     with pytest.raises(ConfigError, match="--epochs 6: the run was started with 7"):
         place.resume("run", epochs=6)
+
+
+def test_more_epochs_move_the_time_by_which_a_target_is_to_be_met(tmp_path: Path) -> None:
+    place = Place(tmp_path, method="magnitude", epochs=2)
+    place.train("run", on_event=Stop(Pruned, 1))
+    place.resume("run", epochs=6)
+    removals = [e.step for e in read_records(place.folder / "run") if isinstance(e, Pruned)]
+    assert removals[0] == 7
+    assert 12 < removals[-1] <= 36  # the middle of two epochs, and of six
 
 
 def test_a_run_that_ended_by_patience_trains_on_with_more_of_it(tmp_path: Path) -> None:
@@ -286,6 +315,42 @@ def test_another_model_or_other_data_are_refused(tmp_path: Path) -> None:
     save(model(NETWORK, seed=5), tmp_path / "other.onnx")
     with pytest.raises(ConfigError, match=r"other\.onnx is not the model the run began with"):
         place.resume("run", model=tmp_path / "other.onnx")
+
+
+OWN = "(float[N, 3] y) => (float loss) { s = Mul(y, y)  loss = ReduceMean<keepdims = 0>(s) }"
+
+
+def test_a_loss_of_ones_own_is_found_from_anywhere_and_must_be_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(model(OWN), tmp_path / "own.onnx")
+    place = Place(tmp_path, CALM, loss="own.onnx")
+    place.train("run", on_event=Stop(Progress, 2))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    save(model(OWN.replace("Mul(y, y)", "Abs(y)")), tmp_path / "own.onnx")
+    with pytest.raises(ConfigError, match="a loss has changed since the run began"):
+        place.resume("run")
+    save(model(OWN), tmp_path / "own.onnx")
+    assert place.resume("run").steps == 60
+
+
+def test_other_targets_of_a_further_output_are_other_data(tmp_path: Path) -> None:
+    x, y = examples()
+    heads = CALM.replace("(float[N, 3] y)", "(float[N, 3] y, float[N, 12] e)")
+    place = Place(tmp_path, heads, loss=["y=cross-entropy", "e=mse"])
+    data = {"x": x, "y": y, "e": np.zeros((len(x), 12), np.float32)}
+    place.train("run", data=data, on_event=Stop(Progress, 2))
+    with pytest.raises(ConfigError, match="other data than the run began with"):
+        place.resume("run", data=data | {"e": data["e"] + 1})
+
+
+def test_a_run_without_checkpoints_is_not_gone_on_with(tmp_path: Path) -> None:
+    place = Place(tmp_path, checkpoint_every="never", epochs=1)
+    place.train("run")
+    with pytest.raises(ConfigError, match="the run keeps no checkpoints"):
+        place.resume("run", epochs=2)
 
 
 def test_arrays_must_be_given_again(tmp_path: Path) -> None:
