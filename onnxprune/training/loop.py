@@ -24,6 +24,7 @@ from onnxprune.data import batches
 from onnxprune.graph import cost
 from onnxprune.graph.balance import completed
 from onnxprune.methods import Pruner
+from onnxprune.methods.compose import prolonged
 from onnxprune.reports import Evaluated, Event, Progress
 from onnxprune.training.checkpoint import Checkpoint
 from onnxprune.training.evaluation import evaluate, main_metric
@@ -44,6 +45,7 @@ from onnxprune.training.pruning import (
     sample_size,
 )
 from onnxprune.training.rounds import Round, needed, opened
+from onnxprune.training.shortcuts import sizes_given
 from onnxprune.training.tally import Mark, Tally
 from onnxprune.training.timing import timing_of
 
@@ -80,11 +82,8 @@ class Loop:
         self.epoch_steps, self.steps, self.interval = layout.epoch, layout.steps, layout.interval
         self.rate = learning_rate(problem.config, self.steps)
         self.timing = timing_of(problem, stage) if resumed is None else resumed.timing
-        self.before = {
-            "params": cost.parameters(stage.model),
-            "macs": cost.macs(stage.model, stage.analysis),
-            "latency": 0 if self.timing is None else self.timing.start,
-        }
+        taken = 0 if self.timing is None else self.timing.start
+        self.before = {**sizes_given(problem, stage), "latency": taken}
         self.part_names = part_names(problem.objectives)
         self.seconds = 0.0  # of the parts of this run before
         self.keeper: Keeper
@@ -95,10 +94,10 @@ class Loop:
             self.state: Any = pruner and pruner.init(stage.analysis, layout)
         else:
             self.stage, self.tally = resumed.stage, resumed.tally
-            self.state, self.seconds = resumed.state, resumed.seconds
+            self.state, self.seconds = prolonged(resumed.state, layout), resumed.seconds
         self.observe_every = observe_every(pruner, self.interval)
         self.witnesses = problem.witnesses(_WITNESSES)
-        check_target(problem.config, pruner, self.before)
+        check_target(problem.config.goal, self.before)
         self.round: Round | None = self._open()
         if resumed is None:
             self.tally = self.tally.without_gradient(self.round.untrained)

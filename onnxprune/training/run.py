@@ -19,7 +19,6 @@ import onnx_ir as ir
 
 from onnxprune.data import Source
 from onnxprune.errors import ConfigError, NonFiniteLossError
-from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
 from onnxprune.methods import make
 from onnxprune.model import save
@@ -33,9 +32,10 @@ from onnxprune.reports import (
     read_records,
 )
 from onnxprune.runtime.session import check_runtime
-from onnxprune.training.config import RunConfig, output_path
+from onnxprune.training.config import RunConfig
 from onnxprune.training.delivery import deliver, metrics_of
 from onnxprune.training.encoding import encode
+from onnxprune.training.guards import output_path
 from onnxprune.training.keeper import Keeper, newest
 from onnxprune.training.loop import Loop
 from onnxprune.training.outcome import Outcome
@@ -102,10 +102,8 @@ def _carried_out(
 ) -> tuple[ir.Model, Report]:
     """The run that `request` asks for; `held` keeps the claim on its folder."""
     started = time.perf_counter()
+    target = output_path(request.model, request.output, protected=request.reads)
     check_runtime(training=True)
-    sources = (request.data, request.validation)
-    protected = [item for item in sources if isinstance(item, str | os.PathLike)]
-    target = output_path(request.model, request.output, protected=protected)
     problem = pose(
         request.model, request.data, validation=request.validation, config=request.config
     )
@@ -129,7 +127,7 @@ def _carried_out(
     directory.write_config(request.config.to_dict(), describe(request, problem, target))
     emit = _emitter(directory, on_event)
     if checkpoint is None:
-        emit(_started(request.model, stage, request.config))
+        emit(_started(request, stage, loop.before))
     elif on_event is not None:
         on_event(Resumed(step=checkpoint.step, steps=loop.steps, run_directory=directory.path))
     outcome = _trained(loop, problem, stage, directory)
@@ -213,15 +211,15 @@ def _emitter(directory: RunDirectory, on_event: OnEvent | None) -> OnEvent:
     return emit
 
 
-def _started(path: str | os.PathLike[str], stage: Stage, config: RunConfig) -> Started:
+def _started(request: Request, stage: Stage, before: Mapping[str, int]) -> Started:
     groups = stage.analysis.groups
     return Started(
-        model=os.fspath(path),
-        parameters=cost.parameters(stage.model),
-        macs=cost.macs(stage.model, stage.analysis),
+        model=os.fspath(request.model),
+        parameters=before["params"],
+        macs=before["macs"],
         groups=len(groups),
         units=sum(group.size for group in groups),
-        config=config.to_dict(),
+        config=request.config.to_dict(),
     )
 
 

@@ -24,10 +24,10 @@ from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.runtime.latency import latencies
 from onnxprune.training.config import RunConfig
 from onnxprune.training.problem import Problem, sized
-from onnxprune.training.pruning import removable
+from onnxprune.training.pruning import Stage, removable
 from onnxprune.training.target import Target
 
-__all__ = ["with_shortcuts"]
+__all__ = ["sizes_given", "with_shortcuts"]
 
 _TRIAL = Target(kind="params", fraction=0.5)  # of a run without a target
 
@@ -54,6 +54,18 @@ def with_shortcuts(problem: Problem) -> Problem:
         return _decided(problem, "coupled", note)
     decided = _decided(problem, "decouple-always", note)
     return replace(decided, model=loose, shortcuts=names)
+
+
+def sizes_given(problem: Problem, stage: Stage) -> dict[str, int]:
+    """Parameters and MACs of the model given; matrices that decouple its shortcuts are not counted.
+
+    Args:
+        problem: with the form of the model that was decided.
+        stage: the one that the run begins with.
+    """
+    given = settled(problem.model, problem.shortcuts)
+    analysis = removable(given, problem.config) if problem.shortcuts else stage.analysis
+    return {"params": cost.parameters(given), "macs": cost.macs(given, analysis)}
 
 
 def _decided(problem: Problem, residual: str, note: str) -> Problem:
