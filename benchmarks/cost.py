@@ -26,7 +26,7 @@ import onnxprune
 from onnxprune.base import Plan
 from onnxprune.graph import cost
 from onnxprune.graph.parameters import trained
-from onnxprune.methods import METHODS, Limit, Pruner
+from onnxprune.methods import METHODS, Course, Limit, Pruner
 from onnxprune.model import load, save
 from onnxprune.rewrite.prune import prune, take_moments
 from onnxprune.rewrite.reference import reference
@@ -38,8 +38,8 @@ from onnxprune.training.rounds import Round, begin, opened
 
 REPEATS = 10
 PAIRS = 200  # of steps
-CHECKS = 30  # per run, as in training/loop.py
-OBSERVED = 1 / 16  # of the steps, as in training/loop.py
+CHECKS = 30  # per run, as in training/pace.py
+OBSERVED = 1 / 16  # of the steps, as in training/pace.py
 
 Setting = tuple[Callable[[], ir.Model], tuple[int, ...], int, int]
 SETTINGS: dict[str, Setting] = {
@@ -160,8 +160,13 @@ def observed(problem: Problem, stage: Stage, interval: int) -> tuple[Pruner, Sta
         result = session.train_step(batch, learning_rate=1e-3, observe=True)
         snapshot = session.snapshot()
     seen = round_.collector.collect(result.extra)
-    state = pruner.observe(pruner.init(stage.analysis, interval), seen)
+    state = pruner.observe(pruner.init(stage.analysis, course(interval)), seen)
     return pruner, replace(stage, snapshot=snapshot), state
+
+
+def course(interval: int) -> Course:
+    """Of a run of one epoch with a check every `interval` steps."""
+    return Course(steps=CHECKS * interval, epoch=CHECKS * interval, interval=interval)
 
 
 def observation(name: str) -> dict[str, Any]:
@@ -189,7 +194,7 @@ def observation(name: str) -> dict[str, Any]:
     make = METHODS["apoptosis"]
     assert make is not None
     pruner = make()
-    state = pruner.init(stage.analysis, interval)
+    state = pruner.init(stage.analysis, course(interval))
     axes = [c.axis for group in stage.analysis.groups for c in group.consumers]
     checks, probes = [], []
     for _ in range(REPEATS):

@@ -38,13 +38,12 @@ def removed(row: _Row, tool: str) -> float:
 
 
 def tools(rows: Sequence[_Row]) -> str:
-    """One line per tool."""
+    """One line per tool; no seconds, as the tools try different numbers of ratios, some at once."""
     lines = []
     for tool in TOOLS:
         shares = [removed(row, tool) for row in rows]
         written = [row for row in rows if row.get(f"{tool}_runs")]
         runs = [row for row in written if row[f"{tool}_runs"] == "yes"]
-        seconds = [float(row[f"{tool}_seconds"]) for row in runs if row.get(f"{tool}_seconds")]
         lines.append(
             [
                 tool,
@@ -54,11 +53,10 @@ def tools(rows: Sequence[_Row]) -> str:
                 str(sum(share >= 0.5 - _MARGIN for share in shares)),
                 f"{100 * statistics.mean(shares or [0]):.1f} %",
                 f"{100 * statistics.mean([min(s, 0.5) for s in shares] or [0]):.1f} %",
-                f"{statistics.median(seconds or [0]):.2f}",
             ]
         )
     header = ["tool", "writes a file", "that runs", "removes something", "reaches the half"]
-    header += ["mean removed", "of it up to the half", "median seconds"]
+    header += ["mean removed", "of it up to the half"]
     return table(header, lines)
 
 
