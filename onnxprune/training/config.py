@@ -67,8 +67,8 @@ class RunConfig:
         target: what should remain, as `parse_target` reads it; None leaves it to the method.
         target_schedule: how removal proceeds towards the target, one of `TARGET_SCHEDULES`.
         batch_size: examples per pass through the model.
-        accumulate: passes per optimizer step, whose gradients are averaged over the examples; a pass
-            counts by these, however many of their labels are ignored.
+        accumulate: passes per optimizer step, whose gradients are averaged over the examples,
+            however many of their labels are ignored.
         learning_rate: the largest of the schedule; None chooses by optimizer (`rate`).
         optimizer: a key of `OPTIMIZERS`.
         momentum: in [0, 1), for the optimizer "momentum".
