@@ -38,7 +38,7 @@ def test_text_is_read_as_the_type_of_the_default() -> None:
         ("demp", {"strength": "nan"}, r"--set strength=nan: expected a number in \[0, inf\)"),
         ("apoptosis", {"growth": "0"}, r"--set growth=0.0: expected a number in \(1, inf\)"),
         ("apoptosis", {"most": 1.5}, r"--set most=1.5: expected a number in \(0, 1\]"),
-        ("magnitude", {"allocation": "round"}, "--set allocation=round: expected one of uniform"),
+        ("magnitude", {"allocation": "round"}, "--set allocation=round: expected one of auto"),
         ("slimming", {"seed": 1}, "slimming has the options strength, allocation"),
         ("taylor", {"criterion": "random"}, "taylor has the options allocation"),
     ],
