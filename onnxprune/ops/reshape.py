@@ -318,15 +318,8 @@ def batch_place(before: Sequence[int], after: Sequence[int], axis: int, batch: i
     behind = [place for place in spans if starts[place] == start]
     ahead = [place for place in spans if ends[place] == start]
     rest = [size for size in before[axis + 1 :] if size > 1]
-    if (
-        ahead
-        and behind
-        and [after[place] for place in spans if starts[place] >= start]
-        in (
-            rest,
-            [math.prod(before[axis:]) // batch],
-        )
-    ):
+    tail = [after[place] for place in spans if starts[place] >= start]
+    if ahead and behind and tail in (rest, [math.prod(before[axis:]) // batch]):
         behind = []
     found = next(iter([*inside, *behind, *ahead]), 0)
     return found if after and after[found] % batch == 0 else None
