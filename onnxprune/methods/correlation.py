@@ -27,11 +27,12 @@ from onnxprune.base import Floats, Fold, Group, Mask, Merge, Observable, Observa
 from onnxprune.graph.balance import completed_keep
 from onnxprune.graph.couplings import views
 from onnxprune.graph.weights import weights
-from onnxprune.methods.allocation import allocate, settled_allocation
+from onnxprune.methods.allocation import CHOICES, allocate, settled_allocation
 from onnxprune.methods.candidates import Folding, Reader, foldings, readers
 from onnxprune.methods.compose import Moment, Pruner, counter
 from onnxprune.methods.gradual import scheduled
 from onnxprune.methods.importance import magnitude
+from onnxprune.methods.options import check_word
 
 __all__ = ["correlation"]
 
@@ -74,7 +75,11 @@ def correlation(
         allocation: one of `allocation.CHOICES`.
         adaptive: as for `gradual`.
         tolerance: likewise.
+
+    Raises:
+        ConfigError: an impossible option.
     """
+    check_word(CHOICES, allocation=allocation)
 
     def remove(moment: Moment, _seen: Observations, allowance: int) -> Plan | None:
         stands = _stands(moment)

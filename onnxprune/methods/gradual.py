@@ -80,7 +80,6 @@ def gradual(
         MethodError: when it decides: the criterion says nothing about any group.
     """
     check_word(CHOICES, allocation=allocation)
-    check_range("[0, inf)", tolerance=tolerance)
     chosen = importance(criterion, seed=seed) if isinstance(criterion, str) else criterion
 
     def remove(moment: Moment, seen: Observations, allowance: int) -> Plan | None:
@@ -112,7 +111,11 @@ def scheduled(
         requires: what to observe in training steps.
         adaptive: as for `gradual`.
         tolerance: likewise.
+
+    Raises:
+        ConfigError: an impossible tolerance.
     """
+    check_range("[0, inf)", tolerance=tolerance)
 
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))

@@ -39,6 +39,8 @@ def test_text_is_read_as_the_type_of_the_default() -> None:
         ("apoptosis", {"growth": "0"}, r"--set growth=0.0: expected a number in \(1, inf\)"),
         ("apoptosis", {"most": 1.5}, r"--set most=1.5: expected a number in \(0, 1\]"),
         ("magnitude", {"allocation": "round"}, "--set allocation=round: expected one of auto"),
+        ("correlation", {"allocation": "round"}, "--set allocation=round: expected one of auto"),
+        ("correlation", {"tolerance": -1.0}, "--set tolerance=-1.0: expected a number in"),
         ("slimming", {"seed": 1}, "slimming has the options strength, allocation"),
         ("taylor", {"criterion": "random"}, "taylor has the options allocation"),
     ],
