@@ -49,7 +49,8 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
 def _side_by_side(traces: list[Trace]) -> Trace:
     distinct = {id(item.rows): item for item in traces}
     if len(distinct) == 1:
-        return replace(traces[0], kind=_weakest({item.kind for item in traces}))
+        slope = max(item.slope for item in traces)
+        return replace(traces[0], kind=_weakest({item.kind for item in traces}), slope=slope)
     return combined(list(distinct.values()))
 
 

@@ -11,7 +11,11 @@ us; the ones here follow from first principles and are ours:
   another one, u_j = c u_i: its outgoing weights are added to the other's, v_i += c v_j.
 * Both are exact when they hold exactly. Otherwise the error of a removal is known (`candidates`),
   and a check removes the cheapest units of each group until their errors, added in squares, reach
-  the budget epsilon.
+  the budget epsilon; where asked, until their bounds over all groups add up to tau.
+* Units of every type: what is parallel follows from the activation (rectifiers, Tanh, Sigmoid,
+  smooth ones such as GELU and SiLU as far as their slope is bounded; BatchNormalization counts as
+  folded). Behind any other composition, `followers` finds duplicates in the data. A unit of a
+  recurrent node can only become zero: nothing inside takes over a constant or a duplicate.
 * Adaptive: a check compares the smoothed loss with the lowest one of all checks so far. If it has
   not risen by more than `tolerance`, epsilon grows by `growth`; else it shrinks by as much and only
   exact removals follow until the network has recovered. (Comparing with the last check alone would
@@ -24,34 +28,19 @@ us; the ones here follow from first principles and are ours:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.base import (
-    Axis,
-    Floats,
-    Fold,
-    Group,
-    Index,
-    Mask,
-    Merge,
-    Observable,
-    Observations,
-    Plan,
-)
+from onnxprune.base import Axis, Floats, Fold, Index, Mask, Merge, Observations, Plan
 from onnxprune.graph import cost
-from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
-from onnxprune.graph.traces import trace
-from onnxprune.methods.candidates import Folding, Merging, foldings, mergings, readers
 from onnxprune.methods.compose import RECOVERY, Course, Moment, Pruner, counter
 from onnxprune.methods.options import check_range
+from onnxprune.methods.replacements import OBSERVED, Replacements, replacements
 
 __all__ = ["apoptosis"]
-
-_OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -79,42 +68,6 @@ class State:
     high: Mapping[Axis, Floats] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class _Options:
-    """The best replacement of every unit of one group: a constant or another unit."""
-
-    group: Group
-    fold: Folding
-    merge: Merging | None
-    exact: Mask  # (U,) constant on the sample, and in training since the last check
-    merged: Mask  # (U,) whether the better replacement is another unit
-    error: Floats  # (U,) of the better replacement; exact ones have none
-    bound: Floats  # (U,) largest relative change on the sample by the better replacement
-
-    @classmethod
-    def of(
-        cls, group: Group, fold: Folding, merge: Merging | None, seen_constant: Mask
-    ) -> _Options:
-        """Compare both replacements of every unit."""
-        exact = fold.exact & seen_constant
-        folded = np.maximum(fold.error, 1e-9)
-        error, bound = np.where(exact, 0.0, folded), np.where(exact, 0.0, fold.bound)
-        merged = np.zeros(len(exact), np.bool_)
-        if merge is not None:
-            other = np.where(merge.exact, 0.0, merge.error)
-            merged = ~exact & (other < folded)
-            error, bound = np.minimum(error, other), np.where(merged, merge.bound, bound)
-        return cls(
-            group=group,
-            fold=fold,
-            merge=merge,
-            exact=exact,
-            merged=merged,
-            error=error,
-            bound=bound,
-        )
-
-
 def apoptosis(
     *,
     epsilon: float = 0.02,
@@ -124,6 +77,8 @@ def apoptosis(
     slack: float = 0.01,
     most: float = 0.5,
     until: float = 1 - RECOVERY,
+    correlation: float = 1.0,
+    tau: float = math.inf,
 ) -> Pruner:
     """Adaptive neuron apoptosis (reconstructed; see the module).
 
@@ -137,6 +92,10 @@ def apoptosis(
         most: largest share of a group's units that one check removes, in (0, 1].
         until: share of the run after which only exact removals follow, in (0, 1]; where a target
             is missed still (biases that took over constants count, too), those that it asks for.
+        correlation: from which on a unit that follows another one on the sample counts as its
+            duplicate, in (0, 1]; 1 leaves duplicates to the weights.
+        tau: what the bounds of all inexact removals of a check may add up to, > 0; those that a
+            target asks for are not held to it.
 
     Raises:
         ConfigError: an impossible option.
@@ -144,7 +103,8 @@ def apoptosis(
     check_range("(0, inf)", epsilon=epsilon, largest=largest)
     check_range("(1, inf)", growth=growth)
     check_range("[0, inf)", tolerance=tolerance, slack=slack)
-    check_range("(0, 1]", most=most, until=until)
+    check_range("(0, 1]", most=most, until=until, correlation=correlation)
+    check_range("(0, inf]", tau=tau)
 
     def init(_analysis: Analysis, course: Course) -> State:
         every = course.interval
@@ -157,7 +117,7 @@ def apoptosis(
         allowed = state.reference * (1 + tolerance) + slack * moment.trivial
         risen = moment.loss > allowed
         adapted = _adapt(state, moment, risen=risen, growth=growth, largest=largest)
-        options = list(_options(state, moment))
+        options = list(replacements(moment, state.low, state.high, correlation=correlation))
         deadline = int(until * moment.steps)
         early = moment.step <= deadline
         remaining = counter(moment)
@@ -165,13 +125,12 @@ def apoptosis(
         removed = _exact(options)
         if early and not reached and not risen:
             cheap = _within_budget(options, removed, adapted.epsilon, most)
+            cheap = _within_bound(options, removed, cheap, tau)
             removed = cheap if _leaves_enough(options, cheap, moment, remaining) else removed
         if moment.limit is not None and not reached:
             allowance = moment.limit.now if moment.step < deadline else moment.limit.final
             removed = _to_limit(options, removed, moment, remaining, allowance)
-        inexact = any(
-            np.any(gone & ~_is_exact(o)) for o, gone in zip(options, removed, strict=True)
-        )
+        inexact = any(np.any(gone & ~o.exact) for o, gone in zip(options, removed, strict=True))
         plan = _plan(options, removed)
         wait = state.interval if plan is not None or (risen and early) else 2 * state.wait
         following = moment.step + wait
@@ -180,7 +139,7 @@ def apoptosis(
         after = replace(adapted, removed=inexact, wait=wait, next=following)
         return replace(after, low={}, high={}), plan
 
-    return Pruner(requires=_OBSERVED, init=init, observe=_observe, decide=decide, due=due)
+    return Pruner(requires=OBSERVED, init=init, observe=_observe, decide=decide, due=due)
 
 
 def _observe(state: State, observations: Observations) -> State:
@@ -207,71 +166,31 @@ def _adapt(state: State, moment: Moment, *, risen: bool, growth: float, largest:
     )
 
 
-def _options(state: State, moment: Moment) -> Iterator[_Options]:
-    """Replacements for the units of every group whose consumers can take over."""
-    groups = moment.analysis.groups
-    axes = {consumer.axis for group in groups for consumer in group.consumers}
-    for group in groups:
-        found = trace(moment.model, moment.analysis, group)
-        axes.update(found.inputs if found is not None else ())
-    seen = moment.probe(sorted(axes), _OBSERVED)
-    by_key = {
-        view.key: view
-        for view in views(moment.model, moment.analysis.shapes, moment.analysis.known)
-    }
-    for group in groups:
-        parts = readers(group, by_key, moment.analysis, seen)
-        if parts is not None:
-            yield _Options.of(
-                group=group,
-                fold=foldings(parts, seen),
-                merge=mergings(moment.model, moment.analysis, group, parts, seen),
-                seen_constant=_constant_in_training(state, group),
-            )
-
-
-def _constant_in_training(state: State, group: Group) -> Mask:
-    """(U,) whether all consumers were observed since the last check, and the unit stood still."""
-    result = np.ones(group.size, np.bool_)
-    for consumer in group.consumers:
-        if consumer.axis not in state.low:
-            return np.zeros(group.size, np.bool_)
-        index = group.member(consumer.axis).index
-        low, high = state.low[consumer.axis][index], state.high[consumer.axis][index]
-        result &= (low == high).all(axis=1)
-    return result
-
-
-def _is_exact(option: _Options) -> Mask:
-    exact = option.exact
-    return exact if option.merge is None else exact | option.merge.exact
-
-
-def _exact(options: list[_Options]) -> list[Mask]:
+def _exact(options: Sequence[Replacements]) -> list[Mask]:
     """Constant units; of exact copies all but those others are merged into."""
     removed = []
     for option in options:
-        gone = option.exact.copy()
+        gone = option.constant.copy()
         if option.merge is not None:
             gone = _add(option, gone, np.flatnonzero(option.merge.exact & ~gone))
         removed.append(_spare_last(option, gone))
     return removed
 
 
-def _spare_last(option: _Options, gone: Mask) -> Mask:
+def _spare_last(option: Replacements, gone: Mask) -> Mask:
     if gone.all():
         gone[int(np.argmax(option.fold.bound))] = False
     return gone
 
 
-def _survivors(option: _Options, gone: Mask) -> set[int]:
+def _survivors(option: Replacements, gone: Mask) -> set[int]:
     """Units that removed ones are merged into."""
     if option.merge is None:
         return set()
     return set(option.merge.survivor[gone & option.merged].tolist())
 
 
-def _add(option: _Options, gone: Mask, units: Index) -> Mask:
+def _add(option: Replacements, gone: Mask, units: Index) -> Mask:
     """Remove `units` one by one, as far as their replacements are still there."""
     gone = gone.copy()
     survivors, left = _survivors(option, gone), int(np.count_nonzero(~gone))
@@ -292,7 +211,7 @@ def _add(option: _Options, gone: Mask, units: Index) -> Mask:
 
 
 def _within_budget(
-    options: list[_Options], removed: list[Mask], epsilon: float, most: float
+    options: Sequence[Replacements], removed: Sequence[Mask], epsilon: float, most: float
 ) -> list[Mask]:
     """Per group the cheapest units, while their errors, added in squares, stay below epsilon."""
     result = []
@@ -306,9 +225,33 @@ def _within_budget(
     return result
 
 
+def _within_bound(
+    options: Sequence[Replacements], sure: Sequence[Mask], removed: Sequence[Mask], tau: float
+) -> list[Mask]:
+    """`removed` without the largest bounds over all groups, so that the rest add up to `tau`.
+
+    Args:
+        options: of every group.
+        sure: what goes anyway.
+        removed: that, and what else is to go.
+        tau: the budget.
+    """
+    result = [gone.copy() for gone in removed]
+    ranked = sorted(
+        (float(option.bound[unit]), number, unit)
+        for number, option in enumerate(options)
+        for unit in np.flatnonzero(removed[number] & ~sure[number]).tolist()
+    )
+    total = 0.0
+    for bound, number, unit in ranked:
+        total += bound
+        result[number][unit] &= total <= tau
+    return result
+
+
 def _to_limit(
-    options: list[_Options],
-    removed: list[Mask],
+    options: Sequence[Replacements],
+    removed: Sequence[Mask],
     moment: Moment,
     remaining: cost.Remaining,
     allowance: int,
@@ -341,7 +284,9 @@ def _to_limit(
 
 
 def _with_first(
-    options: list[_Options], removed: list[Mask], ranked: list[tuple[float, int, int]]
+    options: Sequence[Replacements],
+    removed: Sequence[Mask],
+    ranked: Sequence[tuple[float, int, int]],
 ) -> list[Mask]:
     units: list[list[int]] = [[] for _ in options]
     for _, number, unit in ranked:
@@ -352,12 +297,15 @@ def _with_first(
     ]
 
 
-def _masks(options: list[_Options], removed: list[Mask]) -> dict[str, Mask]:
+def _masks(options: Sequence[Replacements], removed: Sequence[Mask]) -> dict[str, Mask]:
     return {o.group.name: ~gone for o, gone in zip(options, removed, strict=True)}
 
 
 def _leaves_enough(
-    options: list[_Options], removed: list[Mask], moment: Moment, remaining: cost.Remaining
+    options: Sequence[Replacements],
+    removed: Sequence[Mask],
+    moment: Moment,
+    remaining: cost.Remaining,
 ) -> bool:
     """Whether a removal that nothing but its low cost asks for stays above the target."""
     if moment.limit is None:
@@ -365,43 +313,18 @@ def _leaves_enough(
     return remaining(_masks(options, removed)) >= moment.limit.final
 
 
-def _plan(options: list[_Options], removed: list[Mask]) -> Plan | None:
+def _plan(options: Sequence[Replacements], removed: Sequence[Mask]) -> Plan | None:
     if not any(gone.any() for gone in removed):
         return None
-    folds: list[Fold] = []
-    merges: list[Merge] = []
-    exact: dict[str, Mask] = {}
-    for option, gone in zip(options, removed, strict=True):
-        exact[option.group.name] = gone & _is_exact(option)
-        for unit in map(int, np.flatnonzero(gone)):
-            if option.merged[unit]:
-                merges.append(_merge(option, unit))
-            else:
-                folds.append(_fold(option, unit))
-    keep = {name: mask for name, mask in _masks(options, removed).items() if not mask.all()}
-    changes = [o.error[gone] for o, gone in zip(options, removed, strict=True)]
-    bounds = [o.bound[gone] for o, gone in zip(options, removed, strict=True)]
+    pairs = list(zip(options, removed, strict=True))
+    found = [o.exchange(int(unit)) for o, gone in pairs for unit in np.flatnonzero(gone)]
+    changes = [o.error[gone] for o, gone in pairs]
+    bounds = [o.bound[gone] for o, gone in pairs]
     return Plan(
-        keep=keep,
-        folds=tuple(folds),
-        merges=tuple(merges),
-        exact=exact,
+        keep={name: mask for name, mask in _masks(options, removed).items() if not mask.all()},
+        folds=tuple(each for each in found if isinstance(each, Fold)),
+        merges=tuple(each for each in found if isinstance(each, Merge)),
+        exact={o.group.name: gone & o.exact for o, gone in pairs},
         change=float(np.sqrt((np.concatenate(changes) ** 2).sum())),
         bound=float(np.max(np.concatenate(bounds))),
     )
-
-
-def _merge(option: _Options, unit: int) -> Merge:
-    assert option.merge is not None
-    return Merge(
-        group=option.group.name,
-        victim=unit,
-        survivor=int(option.merge.survivor[unit]),
-        scale=float(option.merge.scale[unit]),
-        offset=float(option.merge.offset[unit]),
-    )
-
-
-def _fold(option: _Options, unit: int) -> Fold:
-    values = {axis: means[unit] for axis, means in option.fold.values.items()}
-    return Fold(group=option.group.name, unit=unit, values=values)

@@ -23,7 +23,7 @@ from onnxprune.graph.traces import trace
 from onnxprune.ops.registry import View
 from onnxprune.ops.trace import Kind, Trace
 
-__all__ = ["Folding", "Merging", "Reader", "foldings", "mergings", "readers"]
+__all__ = ["Folding", "Merging", "Reader", "foldings", "mergings", "observed", "readers"]
 
 _NOISE = 1e-6  # of a vector's length: rows closer than this are equal up to float32 rounding
 _PAIRS = 1 << 20  # compared at a time: 8 MiB per array
@@ -52,15 +52,24 @@ class Reader:
 
 
 def readers(
-    group: Group, views: Mapping[str, View], analysis: Analysis, seen: Observations
+    group: Group,
+    views: Mapping[str, View],
+    analysis: Analysis,
+    seen: Observations,
+    *,
+    inside: bool = False,
 ) -> list[Reader] | None:
     """One reader per consumer; None when a consumer cannot take over what a unit contributes.
 
-    None, too, when numbers have overflowed: nothing can be said about units then. A recurrent node
-    reads its units itself and has no bias to take a constant of theirs. Where a normalization or a
-    mean sees the units together, what one contributes to the others is nowhere bounded.
+    None, too, when numbers have overflowed: nothing can be said about units then. Where a
+    normalization or a mean sees the units together, what one contributes to the others is nowhere
+    bounded. A recurrent node reads its units itself and has no bias to take a constant of theirs:
+    None, unless `inside` asks for its consumers all the same; whether anything sees those units
+    together is then up to the caller.
     """
-    if group.inner or not group.exact:
+    if (group.inner and not inside) or not (group.inner or group.exact):
+        return None
+    if any(consumer.axis.by >= 0 for consumer in group.consumers):
         return None
     result = []
     for consumer in group.consumers:
@@ -68,7 +77,7 @@ def readers(
         how = absorber(view, consumer)
         if how is None or consumer.axis not in seen:
             return None
-        _, square, _, _ = _observed(seen, consumer.axis)
+        _, square, _, _ = observed(seen, consumer.axis)
         weights = np.abs(outgoing(view, how).astype(np.float64))
         strength = np.sqrt((weights**2).sum(axis=(1, 2)))
         reach = np.sqrt((weights.sum(axis=2) ** 2).sum(axis=1))
@@ -90,7 +99,7 @@ def readers(
     return result or None
 
 
-def _observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Floats]:
+def observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Floats]:
     """Mean, mean square, smallest and largest value per index of `axis`, each (C,)."""
     window = seen[axis]
     total, square, low, high = window.total, window.square, window.low, window.high
@@ -134,7 +143,7 @@ def foldings(parts: list[Reader], seen: Observations) -> Folding:
     exact = np.ones(count, np.bool_)
     values: dict[Axis, Floats] = {}
     for part in parts:
-        mean, square, low, high = (row[part.index] for row in _observed(seen, part.consumer.axis))
+        mean, square, low, high = (row[part.index] for row in observed(seen, part.consumer.axis))
         mean = np.clip(mean, low, high)
         constant = low == high
         variance = np.maximum(square - mean**2, 0.0)
@@ -217,7 +226,7 @@ def _reach(found: Trace, seen: Observations) -> tuple[float, float]:
     typical = largest = 0.0
     channels, columns = 0, found.rows.shape[1]
     for axis in found.inputs:
-        _, square, low, high = _observed(seen, axis)
+        _, square, low, high = observed(seen, axis)
         channels += len(square)
         typical += float(square.sum())
         square = np.maximum(low**2, high**2)
@@ -276,10 +285,10 @@ def _distances(
     close = np.argwhere(distance <= 1e-3 * np.sqrt(own)[:, None])[:most]
     for j, i in close:
         distance[j, i] = np.linalg.norm(rows[victims.start + j] - scale[j, i] * rows[i])
-    if found.kind is Kind.SIGMOID:
-        distance /= 4
     if found.kind is Kind.EQUAL:
         distance = np.where(distance <= _NOISE * np.sqrt(own)[:, None], 0.0, np.inf)
+    else:
+        distance *= found.slope
     distance[:, square == 0] = np.inf
     return distance, scale, offset, len(close)
 

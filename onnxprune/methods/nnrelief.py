@@ -40,7 +40,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.base import Floats, Fold, Group, Mask, Observations, Plan
-from onnxprune.errors import ConfigError
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.methods.branches import Branch, branches
@@ -49,6 +48,7 @@ from onnxprune.methods.compose import Course, Moment, Pruner, counter
 from onnxprune.methods.connections import layers
 from onnxprune.methods.gradual import to_limit
 from onnxprune.methods.lossless import REQUIRES, dead_units
+from onnxprune.methods.options import check_range, check_word
 from onnxprune.methods.relief import FORMULAS, depths, importances
 from onnxprune.methods.selection import Choice, Scored, joined, masks_of, selected
 from onnxprune.model import constant, constants
@@ -91,7 +91,9 @@ def nnrelief(
     Raises:
         ConfigError: an impossible option.
     """
-    _check(rounds=rounds, formula=formula, alpha_fc=alpha_fc, alpha_conv=alpha_conv)
+    check_range("(0, 1]", alpha_fc=alpha_fc, alpha_conv=alpha_conv)
+    check_range("[1, inf)", rounds=rounds)
+    check_word(FORMULAS, formula=formula)
     alphas = {False: alpha_fc, True: alpha_conv}
 
     def init(_analysis: Analysis, course: Course) -> State:
@@ -123,17 +125,6 @@ def nnrelief(
         due=due,
         rewinds=rewind,
     )
-
-
-def _check(*, rounds: int, formula: str, **alphas: float) -> None:
-    for name, alpha in alphas.items():
-        if not 0 < alpha <= 1:
-            raise ConfigError(f"nnrelief: {name} {alpha}: expected a share in (0, 1]", option=name)
-    if rounds < 1:
-        raise ConfigError(f"nnrelief: rounds {rounds}: expected at least 1", option="rounds")
-    if formula not in FORMULAS:
-        known = ", ".join(FORMULAS)
-        raise ConfigError(f"nnrelief: formula {formula}: expected one of {known}", option="formula")
 
 
 def _round_after(course: Course, rounds: int, step: int) -> int:

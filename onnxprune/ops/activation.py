@@ -13,6 +13,11 @@ from onnxprune.ops.trace import Kind, Trace, TraceView
 
 _HOMOGENEOUS = ("Relu", "Abs", "LeakyRelu")
 _PASSING = ("Identity", "Dropout", "Cast")
+_SLOPES = {  # the steepest of functions without a symmetry; those with attributes are in `_slope`
+    "Atan": 1.0, "Asinh": 1.0, "Celu": 1.0, "Clip": 1.0, "Cos": 1.0, "Erf": 1.129, "Gelu": 1.13,
+    "HardSwish": 1.5, "Mish": 1.09, "Sin": 1.0, "Softplus": 1.0, "Softsign": 1.0, "Swish": 1.1,
+}  # fmt: skip
+_STEEP = ("Elu", "HardSigmoid", "Selu")
 _OTHERS = (
     "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitwiseNot", "Ceil", "Celu",
     "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
@@ -86,14 +91,33 @@ def odd(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
 
 @traces("Sigmoid")
 def sigmoid(view: View, around: TraceView) -> Trace | None:  # noqa: ARG001
-    """The symmetry of Sigmoid: f(-z) = 1 - f(z)."""
+    """The symmetry of Sigmoid: f(-z) = 1 - f(z); its slope is at most 1/4."""
     trace = around.inputs[0]
-    return None if trace is None else trace.then(Kind.SIGMOID)
+    return None if trace is None else trace.then(Kind.SIGMOID, slope=0.25)
 
 
-@traces(*(op for op in _OTHERS if op != "Neg"))
+@traces(*_SLOPES, *_STEEP)
+def smooth(view: View, around: TraceView) -> Trace | None:
+    """The same function for every unit, whose slope is bounded; bounds of Clip are scalars."""
+    trace = around.inputs[0]
+    return None if trace is None else trace.then(Kind.SMOOTH, slope=_slope(view))
+
+
+def _slope(view: View) -> float:
+    op_type = view.node.op_type
+    if op_type == "HardSigmoid":
+        return abs(float(view.attribute("alpha", 0.2)))
+    if op_type == "Elu":
+        return max(abs(float(view.attribute("alpha", 1.0))), 1.0)
+    if op_type == "Selu":
+        alpha, gamma = view.attribute("alpha", 1.67326), view.attribute("gamma", 1.0507)
+        return abs(float(gamma)) * max(abs(float(alpha)), 1.0)
+    return _SLOPES[op_type]
+
+
+@traces(*(op for op in _OTHERS if op not in {"Neg", *_SLOPES, *_STEEP}))
 def equal(view: View, around: TraceView) -> Trace | None:
-    """The same function for every unit; Clip with bounds of its own per unit does not exist."""
+    """The same function for every unit."""
     del view
     trace = around.inputs[0]
     return None if trace is None else trace.then(Kind.EQUAL)

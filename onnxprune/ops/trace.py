@@ -22,23 +22,33 @@ class Kind(enum.IntEnum):
 
     LINEAR = 0  # value = u . z for some z that is the same for all units
     HOMOGENEOUS = 1  # value(c u) = c value(u) for c >= 0, 1-Lipschitz in u . z
-    ODD = 2  # value(-u) = -value(u), 1-Lipschitz (tanh)
-    SIGMOID = 3  # value(-u) = 1 - value(u), 1/4-Lipschitz
-    EQUAL = 4  # equal rows have equal values, nothing more
+    ODD = 2  # value(-u) = -value(u), Lipschitz in u . z (tanh)
+    SIGMOID = 3  # value(-u) = 1 - value(u), Lipschitz in u . z
+    SMOOTH = 4  # Lipschitz in u . z, without any symmetry (GELU, SiLU)
+    EQUAL = 5  # equal rows have equal values, nothing more
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Trace:
-    """Rows (U, D) and kind. `inputs` are the data axes that the producers read."""
+    """What the units of a group compute.
+
+    Attributes:
+        rows: (U, D) one per unit.
+        kind: how the value depends on the row.
+        inputs: the data axes that the producers read.
+        slope: the most that the value changes when u . z changes by 1; nothing where only equal
+            rows say anything.
+    """
 
     rows: Floats
     kind: Kind
     inputs: tuple[Axis, ...] = ()
+    slope: float = 1.0
 
-    def then(self, kind: Kind) -> Trace:
-        """Behind an activation of `kind`."""
+    def then(self, kind: Kind, slope: float = 1.0) -> Trace:
+        """Behind an activation of `kind` whose derivative is at most `slope`."""
         known = self.kind is Kind.LINEAR or kind is self.kind is Kind.HOMOGENEOUS
-        return replace(self, kind=kind if known else Kind.EQUAL)
+        return replace(self, kind=kind, slope=slope) if known else replace(self, kind=Kind.EQUAL)
 
     def plus(self, columns: Floats) -> Trace:
         """With `columns` (U, k) added to the value, as constants of each unit."""
@@ -75,5 +85,8 @@ def combined(traces: Sequence[Trace]) -> Trace:
         kind = Kind.EQUAL
     inputs = tuple(dict.fromkeys(axis for trace in traces for axis in trace.inputs))
     return Trace(
-        rows=np.concatenate([trace.rows for trace in traces], axis=1), kind=kind, inputs=inputs
+        rows=np.concatenate([trace.rows for trace in traces], axis=1),
+        kind=kind,
+        inputs=inputs,
+        slope=max(trace.slope for trace in traces),
     )

@@ -13,6 +13,7 @@ from graphs import feeds, model
 from moments import DEVICE, left, moment, normal
 
 from onnxprune.base import Array, Axis, Plan, Window
+from onnxprune.errors import ConfigError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
 from onnxprune.methods import Course, Limit, Moment, Pruner, apoptosis
@@ -150,6 +151,74 @@ def test_observing_widens_the_ranges() -> None:
     np.testing.assert_array_equal(state.low[axis], [-1, -2])
     np.testing.assert_array_equal(state.high[axis], [1, 4])
     assert Axis("d", 1) not in state.low
+
+
+SILU = """(float[N, 8] x) => (float[N, 3] y) <float[8, 12] w, float[12] b, float[12, 3] v> {
+    h = Gemm(x, w, b)  s = Sigmoid(h)  a = Mul(h, s)  y = MatMul(a, v) }"""
+
+
+def test_what_follows_in_the_data_is_merged_where_that_is_wanted() -> None:
+    w, b = normal(8, 12), normal(12, seed=1)
+    w[:, 3], b[3] = w[:, 7] * 1.03, b[7]
+    network = model(SILU, w=w, b=b)
+    how = {"epsilon": 0.05, "largest": 0.05}
+    _, plan = decided(apoptosis(**how), at(network))
+    assert not plan.merges
+    _, plan = decided(apoptosis(correlation=0.9, **how), at(network))
+    assert [{merge.victim, merge.survivor} for merge in plan.merges] == [{3, 7}]
+    assert not any(exact.any() for exact in plan.exact.values())
+
+
+def test_bounds_add_up_to_tau_at_most_and_exact_removals_are_not_counted() -> None:
+    network = with_redundant_units()
+    how = {"epsilon": 0.5, "largest": 0.5}
+    _, free = decided(apoptosis(**how), at(network))
+    counts = []
+    for tau in (1e-9, 1.0, 3.0, 1e9):
+        _, plan = decided(apoptosis(tau=tau, **how), at(network))
+        counts.append(plan.removed())
+        assert {0} <= gone(plan, "w")
+    assert counts[0] == 2
+    assert counts[0] < counts[1] < counts[3] == free.removed()
+    assert counts == sorted(counts)
+
+
+def test_with_a_target_tau_holds_for_what_it_does_not_ask_for() -> None:
+    network = mlp()
+    size = cost.parameters(network)
+    limit = Limit(kind="params", now=size // 2, final=size // 4)
+    _, plan = decided(apoptosis(tau=1e-9), at(network, limit=limit))
+    assert left(network, analyze(network), plan) <= limit.now
+
+
+RECURRENT = """(float[T, N, 4] x) => (float[T, N, 3] y)
+    <float[1, 18, 4] w, float[1, 18, 6] r, float[6, 3] v> {
+    h = GRU <hidden_size = 6> (x, w, r)  s = Squeeze(h, one)  y = MatMul(s, v) }"""
+
+
+def test_hidden_units_that_are_always_zero_go_and_a_target_takes_others() -> None:
+    w, r = normal(1, 18, 4, scale=0.5), normal(1, 18, 6, scale=0.4, seed=1)
+    w[0, 14] = r[0, 14] = 0  # the new state of unit 2
+    network = model(RECURRENT, w=w, r=r, one=np.array([1], np.int64))
+    data = {"x": normal(7, 30, 4, seed=3)}
+    _, plan = decided(apoptosis(epsilon=1e-9), moment(network, data))
+    (name,) = plan.keep
+    assert gone(plan, name) == {2}
+    assert plan.exact[name][2]
+    assert not plan.folds
+    smaller = prune(network, analyze(network), plan).model
+    assert compare(network, smaller, data, device=DEVICE, tolerance=1e-5).holds
+    half = cost.parameters(network) // 2
+    limit = Limit(kind="params", now=half, final=half)
+    _, plan = decided(apoptosis(), moment(network, data, limit=limit))
+    assert left(network, analyze(network), plan) <= half
+    np.testing.assert_array_equal(plan.exact[name], np.arange(6) == 2)
+
+
+@pytest.mark.parametrize(("option", "value"), [("correlation", 0.0), ("tau", 0.0)])
+def test_impossible_options_are_refused(option: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=option):
+        apoptosis(**{option: value})
 
 
 # --- the limit ---------------------------------------------------------------------------------

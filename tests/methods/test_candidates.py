@@ -381,7 +381,17 @@ def test_scale_passes_zero_padding_and_an_offset_does_not() -> None:
 @pytest.mark.parametrize("nudge", [1e-3, 1e-2, 0.1])
 @pytest.mark.parametrize(
     ("activation", "scale"),
-    [("Relu", 1.5), ("Identity", -2.0), ("Tanh", -1.0), ("Sigmoid", -1.0), ("Sigmoid", 1.0)],
+    [
+        ("Relu", 1.5),
+        ("Identity", -2.0),
+        ("Tanh", -1.0),
+        ("Sigmoid", -1.0),
+        ("Sigmoid", 1.0),
+        ("Gelu", 1.0),
+        ("Softplus", 1.0),
+        ("Selu", 1.0),
+        ("HardSwish", 1.0),
+    ],
 )
 @pytest.mark.parametrize("name", ["dense", "conv", "flat", "residual"])
 def test_the_bound_of_a_near_copy_holds_on_the_sample(
@@ -409,7 +419,7 @@ def test_the_error_of_a_near_copy_is_no_less_than_the_rms_change(activation: str
 
 @pytest.mark.ort
 def test_equal_is_all_that_is_known_of_other_activations() -> None:
-    found = case("dense", "Gelu", **parallel("dense", 1.0, 1e-2))
+    found = case("dense", "ThresholdedRelu", **parallel("dense", 1.0, 1e-2))
     assert (found.merge.survivor == -1).all()
     assert np.isinf(found.merge.error).all()
 

@@ -184,15 +184,17 @@ KINDS = {
     "LeakyRelu <alpha = 2.0> (h)": Kind.EQUAL,
     "Tanh(h)": Kind.ODD,
     "Sigmoid(h)": Kind.SIGMOID,
-    "Elu(h)": Kind.EQUAL,
-    "Softplus(h)": Kind.EQUAL,
-    "HardSwish(h)": Kind.EQUAL,
-    "Gelu(h)": Kind.EQUAL,
-    "Mish(h)": Kind.EQUAL,
+    "Elu(h)": Kind.SMOOTH,
+    "Softplus(h)": Kind.SMOOTH,
+    "HardSwish(h)": Kind.SMOOTH,
+    "Gelu(h)": Kind.SMOOTH,
+    "Mish(h)": Kind.SMOOTH,
+    "ThresholdedRelu(h)": Kind.EQUAL,
+    "Reciprocal(h)": Kind.EQUAL,
     "PRelu(h, slope)": Kind.HOMOGENEOUS,
     "PRelu(h, slopes)": Kind.EQUAL,
     "Mul(h, positive)": Kind.LINEAR,
-    "Clip(h, low, high)": Kind.EQUAL,
+    "Clip(h, low, high)": Kind.SMOOTH,
 }
 
 
@@ -221,6 +223,8 @@ CHAINS = {
     "r = Relu(h) a = Tanh(r)": Kind.EQUAL,
     "r = Neg(h) a = Sigmoid(r)": Kind.SIGMOID,
     "r = Sigmoid(h) a = Neg(r)": Kind.EQUAL,
+    "r = Gelu(h) a = Gelu(r)": Kind.EQUAL,
+    "r = Neg(h) a = Softplus(r)": Kind.SMOOTH,
 }
 
 
@@ -230,6 +234,7 @@ def test_the_kind_follows_the_chain(chain: str) -> None:
         f"""(float[N, 3] x) => (float[N, 2] y)
         <float[3, 4] w, float[4] b, float[4] var_f, float[4, 2] v> {{
         h = MatMul(x, w)  {chain}  y = MatMul(a, v) }}""",
+        opset=20,
         b=np.array([-1, 1, 2, -3], np.float32),
     )
     assert found(network, "w").kind is CHAINS[chain]
@@ -268,6 +273,30 @@ def test_pooling_keeps_what_it_can(pool: str, activation: str) -> None:
         h = Conv(x, w)  a = {activation}(h)  p = {pool}(a)  y = Conv(p, v) }}"""
     )
     assert found(network, "w").kind is POOLS[pool][activation]
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize(
+    "call",
+    [
+        "Atan(h)", "Asinh(h)", "Celu <alpha = 0.3> (h)", "Cos(h)", "Elu <alpha = 2.5> (h)",
+        "Erf(h)", "Gelu(h)", 'Gelu <approximate = "tanh"> (h)', "HardSigmoid <alpha = 0.7> (h)",
+        "HardSwish(h)", "Mish(h)", "Selu(h)", "Sin(h)", "Sigmoid(h)", "Softplus(h)", "Softsign(h)",
+        "Tanh(h)",
+    ],
+)  # fmt: skip
+def test_no_activation_is_steeper_than_said(call: str) -> None:
+    network = model(
+        f"""(float[N, 1] x) => (float[N, 2] y) <float[1, 3] w, float[3, 2] v> {{
+        h = MatMul(x, w)  a = {call}  y = MatMul(a, v) }}""",
+        opset=20,
+        w=np.ones((1, 3), np.float32),
+    )
+    grid = np.linspace(-8, 8, 8001, dtype=np.float32)[:, None]
+    values = value_of(network, "a", {"x": grid})[:, 0].astype(np.float64)
+    steepest = np.abs(np.diff(values) / np.diff(grid[:, 0].astype(np.float64))).max()
+    slope = found(network, "w").slope
+    assert 0.98 * slope <= steepest <= slope * (1 + 2e-3)
 
 
 # --- what the rows promise holds ---------------------------------------------------------------
