@@ -100,7 +100,7 @@ def test_constants_extend_and_scale_the_rows_of_a_trace() -> None:
         ("a = Sigmoid(h)", Kind.SIGMOID),
         ("a = Neg(h)", Kind.LINEAR),
         ("r = Relu(h) a = Neg(r)", Kind.EQUAL),
-        ("a = Softplus(h)", Kind.EQUAL),
+        ("a = Softplus(h)", Kind.SMOOTH),
         ("a = LeakyRelu<alpha = 0.5>(h)", Kind.HOMOGENEOUS),
         ("a = LeakyRelu<alpha = 2.0>(h)", Kind.EQUAL),
         ("r = Relu(h) a = Tanh(r)", Kind.EQUAL),
