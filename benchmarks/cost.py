@@ -226,7 +226,6 @@ def rows() -> Iterator[tuple[str, Row]]:
 def summary(found: list[dict[str, str]]) -> str:
     """One table per question."""
     by_name = {row["row"]: row for row in found}
-    inspect, removed = by_name["inspect/resnet50"], by_name["prune/lenet5"]
     parts = ["decide", "apply", "verify", "analyze", "sessions", "whole"]
     lines = [
         [
@@ -247,15 +246,20 @@ def summary(found: list[dict[str, str]]) -> str:
     header += ["statistics, of the training time", "with decisions"]
     return "\n\n".join(
         (
-            table(["inspect ResNet-50"], [[f"{float(inspect['seconds']):.2f} s"]]),
+            table(
+                ["inspect ResNet-50"],
+                [
+                    [f"{float(row['seconds']):.2f} s"]
+                    for name, row in by_name.items()
+                    if name == "inspect/resnet50"
+                ],
+            ),
             table(
                 ["one removal", "units", *parts],
                 [
-                    [
-                        "LeNet-5",
-                        removed["units"],
-                        *(f"{1000 * float(removed[p]):.1f} ms" for p in parts),
-                    ]
+                    ["LeNet-5", row["units"], *(f"{1000 * float(row[p]):.1f} ms" for p in parts)]
+                    for name, row in by_name.items()
+                    if name == "prune/lenet5"
                 ],
             ),
             table(header, lines),

@@ -27,7 +27,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,25 +210,36 @@ def summary(found: list[dict[str, str]]) -> str:
     """The times of a step, then the trainings."""
     seeds = by_model(found)
     if not seeds:
-        return f"no {FILE}"
+        return f"no rows ({FILE})"
+    return "\n\n".join(
+        work(seeds[kind])
+        for kind, work in {"profile": _profiled, "training": _trainings}.items()
+        if kind in seeds
+    )
+
+
+def _profiled(seeds: Sequence[Mapping[str, str]]) -> str:
     header = ["part", "dense, ms", "sparse, ms", "dense / sparse"]
     lines = []
     for part in ("backward", "linear"):
-        times = [column(seeds["profile"], f"{name}_{part}_ms") for name in ("dense", "sparse")]
-        quotient = ratio(seeds["profile"], f"dense_{part}_ms", f"sparse_{part}_ms")
+        times = [column(seeds, f"{name}_{part}_ms") for name in ("dense", "sparse")]
+        quotient = ratio(seeds, f"dense_{part}_ms", f"sparse_{part}_ms")
         lines.append([part, *(spread(each, digits=3) for each in times), f"{quotient:.2f}"])
-    first = table(header, lines)
+    return table(header, lines)
+
+
+def _trainings(seeds: Sequence[Mapping[str, str]]) -> str:
     header = ["variant", "test accuracy, %", "training, s", "dense / this"]
     lines = [
         [
             name,
-            spread(column(seeds["training"], f"{name}_metric"), 100),
-            spread(column(seeds["training"], f"{name}_training_seconds"), digits=1),
-            f"{ratio(seeds['training'], 'dense_training_seconds', f'{name}_training_seconds'):.2f}",
+            spread(column(seeds, f"{name}_metric"), 100),
+            spread(column(seeds, f"{name}_training_seconds"), digits=1),
+            f"{ratio(seeds, 'dense_training_seconds', f'{name}_training_seconds'):.2f}",
         ]
         for name in ("dense", "sparse")
     ]
-    return f"{first}\n\n{table(header, lines)}"
+    return table(header, lines)
 
 
 if __name__ == "__main__":

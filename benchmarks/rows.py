@@ -2,6 +2,10 @@
 
 A benchmark is a list of named rows, each a function that returns a flat dict. A row that is in the
 csv already is not run again, so that an interrupted benchmark goes on where it stopped.
+
+ONNXPRUNE_ROWS, a regular expression, limits a benchmark to the rows whose whole name matches;
+ONNXPRUNE_RESULTS is another folder for the csv. Tables show the rows there are. Processes that
+share a csv may run different rows of it at the same time.
 """
 
 from __future__ import annotations
@@ -10,11 +14,16 @@ import csv
 import datetime
 import os
 import platform
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from onnxprune.storage import try_lock
+
+RESULTS = Path(os.environ.get("ONNXPRUNE_RESULTS") or Path(__file__).parent / "results")
+CHOSEN = re.compile(os.environ.get("ONNXPRUNE_ROWS") or ".*")
 SHARED = Path(os.environ.get("ONNXPRUNE_DATA") or Path(__file__).resolve().parents[2] / "shared")
 """Data that is no part of the project: $ONNXPRUNE_DATA, by default `shared` beside the checkout."""
 
@@ -22,16 +31,15 @@ Row = Callable[[], Mapping[str, Any]]
 
 
 def run(name: str, rows: Mapping[str, Row]) -> list[dict[str, str]]:
-    """All rows of benchmark `name`, those run before read from its csv."""
+    """The rows of benchmark `name` that there are once the missing chosen ones have run."""
     file = RESULTS / f"{name}.csv"
-    known = {row["row"]: row for row in read(file)}
     for key, work in rows.items():
-        if key not in known:
+        if CHOSEN.fullmatch(key) and key not in _known(file):
             print(f"running {key} ...", flush=True)
             found = {"row": key, **work(), **_circumstances()}
-            known[key] = {field: str(value) for field, value in found.items()}
-            _write(file, list(known.values()))
-    return [known[key] for key in rows]
+            _add(file, {field: str(value) for field, value in found.items()})
+    known = _known(file)
+    return [known[key] for key in rows if key in known]
 
 
 def forget(name: str, unwanted: Callable[[Mapping[str, str]], bool]) -> None:
@@ -52,8 +60,20 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def _known(file: Path) -> dict[str, dict[str, str]]:
+    return {row["row"]: row for row in read(file)}
+
+
+def _add(file: Path, row: dict[str, str]) -> None:
+    """Write `row` beside those that other processes may have written since."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("wb") as lock:
+        while not try_lock(lock):
+            time.sleep(0.01)
+        _write(file, list((_known(file) | {row["row"]: row}).values()))
+
+
 def _write(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    file.parent.mkdir(exist_ok=True)
     names = list(dict.fromkeys(field for row in rows for field in row))
     draft = file.with_suffix(".part")
     with draft.open("w", newline="", encoding="utf-8") as stream:

@@ -317,7 +317,7 @@ def summary(found: list[dict[str, str]]) -> str:
     by_name = {row["row"]: row for row in found}
 
     def cells(name: str, fields: list[str], form: str) -> list[str]:
-        row = by_name[name]
+        row = by_name.get(name, {})
         return [form.format(float(row[f])) if row.get(f) else "-" for f in fields]
 
     parts = ["read", "analysis", "scores", "slicing", "write", "work", "peer"]
