@@ -28,9 +28,11 @@ Where we deviate, and why:
 * Models without normalizations are penalized at the weights that make the units.
 * The published method does not take a target: sparsity is an outcome of lambda. With one, the
   strength of the penalty follows the schedule of what may remain: it grows by half at every check
-  that is behind, up to tenfold, shrinks as much when it is ahead or the loss has risen, and ends
-  when the target is met; what is still missing when the part of the run that is left for recovery
-  begins goes by the smallest scale (or mean activation).
+  that is behind, up to tenfold, and shrinks as much when it is ahead. What has grown shrinks also
+  when the loss has risen, but while units are missing never below the strength asked for: a
+  trained network's loss rises with the first of them. The penalty ends when the target is met;
+  what is still missing when the part of the run that is left for recovery begins goes by the
+  smallest scale (or mean activation).
 """
 
 from __future__ import annotations
@@ -224,6 +226,9 @@ def _pressed(state: State, moment: Moment, limit: Limit, left: int) -> float:
     """The factor of the penalty after a check that leaves `left`."""
     if left <= limit.final:
         return 0.0
+    if left <= limit.now:
+        return state.pressure / _PRESSURE
     allowed = state.reference * (1 + _TOLERANCE) + _SLACK * moment.trivial
-    ahead = left <= limit.now or moment.loss > allowed
-    return state.pressure / _PRESSURE if ahead else min(state.pressure * _PRESSURE, _STRONGEST)
+    if moment.loss > allowed:
+        return max(state.pressure / _PRESSURE, min(state.pressure, 1.0))
+    return min(state.pressure * _PRESSURE, _STRONGEST)

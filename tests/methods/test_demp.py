@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_pressure_follows_a_target_and_ends_with_it() -> None:
     assert decided(net, limit=behind)[0].pressure == pytest.approx(1.5)
     assert decided(net, limit=ahead)[0].pressure == pytest.approx(1 / 1.5)
     assert decided(net, limit=met)[0].pressure == 0
+
+
+@pytest.mark.parametrize(
+    ("pressure", "after"), [(4.0, 4 / 1.5), (1.2, 1.0), (1.0, 1.0), (0.5, 0.5)]
+)
+def test_a_loss_that_has_risen_takes_back_only_what_the_pressure_had_grown(
+    pressure: float, after: float
+) -> None:
+    net = network()
+    size = cost.parameters(net)
+    behind = Limit(kind="params", now=size // 2, final=size // 4)
+    pruner = demp()
+    state = replace(pruner.init(analyze(net), COURSE), pressure=pressure, reference=0.1)
+    found, _ = pruner.decide(state, moment(net, feeds(net, batch=64), loss=1.0, limit=behind))
+    assert found.pressure == pytest.approx(after)
 
 
 def test_what_is_missing_at_the_deadline_goes_by_the_smallest_scale() -> None:
