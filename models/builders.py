@@ -101,7 +101,7 @@ def lenet5(seed: int = 0) -> ir.Model:
 
 def vgg(
     stages: Sequence[Sequence[int]] = ((32, 32), (64, 64), (128, 128)),
-    hidden: int = 128,
+    hidden: int | None = 128,
     classes: int = 10,
     image: int = 32,
     seed: int = 0,
@@ -113,7 +113,8 @@ def vgg(
 
     Args:
         stages: width of every convolution, per stage.
-        hidden: width of the fully connected layer behind the Flatten.
+        hidden: width of the fully connected layer behind the Flatten; None for the mean over all
+            positions in place of both.
         classes: width of the output.
         image: side of the input; divisible by two as often as there are stages.
         seed: of the weights.
@@ -126,6 +127,8 @@ def vgg(
             h = writer.conv(h, width, 3, name=f"conv{number}", bias=True)
             h = writer.relu(writer.batch_norm(h, name=f"bn{number}"), name=f"relu{number}")
         h = writer.max_pool(h, name=f"pool{stage}")
+    if hidden is None:
+        return writer.model(writer.classifier(h, classes))
     side = image // 2 ** len(stages)
     h = writer.op("Flatten", h, name="flat", width=writer.width[h] * side**2, axis=1)
     h = writer.relu(writer.linear(h, hidden, name="fc1", gain=2.0), name="relu_fc1")

@@ -23,9 +23,10 @@ from onnxprune.rewrite.prune import prune
         (builders.resnet(20), 274_042, 40_813_184),
         (builders.resnet(20, shortcut="pad"), 271_098, 40_551_040),
         (builders.vgg(), 552_362, 38_896_896),
+        (builders.vgg(((8, 8), (12,)), hidden=None, image=8), 1_926, 64_632),
         (builders.densenet(), 78_550, 30_432_132),
     ],
-    ids=["lenet5", "gemm", "matmul", "resnet", "resnet-pad", "vgg", "densenet"],
+    ids=["lenet5", "gemm", "matmul", "resnet", "resnet-pad", "vgg", "vgg-mean", "densenet"],
 )
 def test_costs_of_known_networks(network: ir.Model, parameters: int, macs: int) -> None:
     assert cost.parameters(network) == parameters
