@@ -22,7 +22,7 @@ import onnxprune
 from onnxprune.base import Array
 from onnxprune.graph.groups import analyze
 from onnxprune.model import save
-from onnxprune.reports import Evaluated, Event, Size
+from onnxprune.reports import Evaluated, Event, Pruned, Size
 
 Data = Mapping[str, Array]
 
@@ -48,11 +48,14 @@ def parts(file: Path, *, validation: int, most: int | None = None) -> Data:
 def trained(model: ir.Model, data: Data, **options: Any) -> dict[str, Any]:
     """Train `model`; what came of it, metrics on test data."""
     seen: list[tuple[float, float]] = []
+    removals: list[Pruned] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Evaluated):
             name = "auc" if "auc" in event.metrics else "accuracy"
             seen.append((time.perf_counter() - started, event.metrics[name]))
+        elif isinstance(event, Pruned):
+            removals.append(event)
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
@@ -73,11 +76,13 @@ def trained(model: ir.Model, data: Data, **options: Any) -> dict[str, Any]:
         "parameters": report.after.parameters,
         "given_parameters": report.before.parameters,
         "macs": report.after.macs,
+        "given_macs": report.before.macs,
         "latency_ms": report.after.latency_ms,
         "given_latency_ms": report.before.latency_ms,
         "training_seconds": report.training_seconds,
         "seconds": report.seconds,
         "steps": report.steps,
+        "removals": " ".join(f"{event.step}:{event.parameters}" for event in removals),
         "widths": " ".join(str(group.size) for group in analyze(small).groups),
         "seconds_of_epochs": " ".join(f"{seconds:.2f}" for seconds, _ in seen),
         "validation_of_epochs": " ".join(f"{value:.5f}" for _, value in seen),

@@ -1,0 +1,186 @@
+"""DemP on CIFAR-10: accuracy at equal size beside magnitude, Taylor and random removal.
+
+    python benchmarks/demp.py                  # runs what is missing, prints the tables
+
+Two networks, each trained with the same data, seed, epochs, learning rate and batches whatever is
+removed:
+
+vgg        conv-BatchNormalization-ReLU, 16, 16, 32, 32, 64, 64, 64 wide, trained from scratch.
+resnet20   a ResNet-20 (He et al. 2016) that has been trained (91.73 %), a third as many epochs.
+
+One row is one training, called network/method/size: dense; demp, magnitude, taylor and random with
+50, 30 and 15 % of the parameters left, DemP steered there by its pressure; and demp/free, DemP as
+published, whose strength alone says what dies. A target is reached in the first half of a run, the
+other half is left for recovery, for all alike. Units die in any number, so no width is rounded.
+What had gone before the end of the first half is what died: what is missing then goes by the
+smallest scale, and the table says how much that was.
+
+Cut against the publication (80 to 250 epochs of all images): one seed, 12 and 4 epochs, 25,000
+training images without augmentation, and smaller networks. The first 5,000 training images are for
+validation, the test images are looked at once, at the end. Training time is the wall-clock from the
+first step to the last, latency that of onnxruntime.
+
+Read from the folder $ONNXPRUNE_DATA (see rows.py): data/cifar10.npz and models/resnet20_bn.onnx, as
+distillation.py reads them. ONNXPRUNE_THREADS sets the threads of the training (all cores by
+default). ONNXPRUNE_EPOCHS sets another number of epochs of vgg, ONNXPRUNE_IMAGES another number of
+training images, to try it out; such rows go to a file of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+from onnxprune_models import builders
+from rows import SHARED, Row, run, table
+from trainings import Data, parts, trained
+
+from onnxprune.methods.compose import RECOVERY
+from onnxprune.model import load
+
+EPOCHS = int(os.environ.get("ONNXPRUNE_EPOCHS", "12"))
+IMAGES = int(os.environ.get("ONNXPRUNE_IMAGES", "25000"))
+THREADS = int(os.environ.get("ONNXPRUNE_THREADS") or os.cpu_count() or 1)
+NAME = "demp" if (EPOCHS, IMAGES) == (12, 25_000) else f"demp_{EPOCHS}_epochs_{IMAGES}_images"
+DATA = SHARED / "data/cifar10.npz"
+RESNET = SHARED / "models/resnet20_bn.onnx"
+METHODS = ("demp", "magnitude", "taylor", "random")
+SIZES = (50, 30, 15)  # % of the parameters
+COMMON: Mapping[str, Any] = {
+    "seed": 0,
+    "batch_size": 64,
+    "optimizer": "adam",
+    "schedule": "one-cycle",
+    "loss": "cross-entropy",
+    "round_to": 1,
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "threads": THREADS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How a network is trained.
+
+    Attributes:
+        model: makes it.
+        epochs: of every row.
+        learning_rate: of every row, at the peak of its cycle.
+        demp: options of DemP.
+    """
+
+    model: Callable[[], ir.Model]
+    epochs: int
+    learning_rate: float
+    demp: Mapping[str, float]
+
+
+def _vgg() -> ir.Model:
+    return builders.vgg(((16, 16), (32, 32), (64, 64, 64)), hidden=None)
+
+
+SETTINGS = {
+    "vgg": Setting(
+        model=_vgg,
+        epochs=EPOCHS,
+        learning_rate=5e-3,
+        demp={"strength": 1e-2, "variance": 0.01},
+    ),
+    "resnet20": Setting(
+        model=lambda: load(RESNET),
+        epochs=max(EPOCHS // 3, 1),
+        learning_rate=2e-3,
+        demp={"strength": 1e-2, "variance": 0.01},
+    ),
+}
+
+
+def row(setting: Setting, data: Data, method: str, size: int | None = None) -> dict[str, Any]:
+    """One training, with `size` % of the parameters left; None leaves that to the method."""
+    found = trained(
+        setting.model(),
+        data,
+        method=method,
+        method_options=setting.demp if method == "demp" else {},
+        target=None if size is None else f"params={size}%",
+        epochs=setting.epochs,
+        learning_rate=setting.learning_rate,
+        **COMMON,
+    )
+    return found | {"threads": THREADS, "epochs": setting.epochs, "images": len(data["x_train"])}
+
+
+def rows() -> Iterator[tuple[str, Row]]:
+    """Every row with its name; none without the data."""
+    if not DATA.exists():
+        return
+    data = parts(DATA, validation=5_000, most=IMAGES)
+    for name, setting in SETTINGS.items():
+        if name == "resnet20" and not RESNET.exists():
+            continue
+        yield f"{name}/dense", lambda s=setting: row(s, data, "none")
+        for size in SIZES:
+            for method in METHODS:
+                yield (
+                    f"{name}/{method}/{size}",
+                    lambda s=setting, m=method, n=size: row(s, data, m, n),
+                )
+        yield f"{name}/demp/free", lambda s=setting: row(s, data, "demp")
+
+
+def summary(found: Sequence[Mapping[str, str]]) -> str:
+    """One table per network."""
+    known = {row["row"]: row for row in found}
+    names = [name for name in SETTINGS if any(key.startswith(f"{name}/") for key in known)]
+    return "\n\n".join(curve(name, known) for name in names) or f"no rows ({DATA})"
+
+
+def curve(name: str, known: Mapping[str, Mapping[str, str]]) -> str:
+    """Accuracy against size of one network, method by method."""
+    header = [name, "parameters left, %", "MACs left, %", "test accuracy, %", "died, %"]
+    header += ["training time dense / this", "latency dense / this"]
+    dense = known.get(f"{name}/dense")
+    lines = [
+        [
+            key.split("/", 1)[1],
+            f"{100 * share(row, 'parameters', 'given_parameters'):.1f}",
+            f"{100 * share(row, 'macs', 'given_macs'):.1f}",
+            f"{100 * float(row['metric']):.2f}",
+            died(row) if "/demp/" in key else "",
+            "" if dense is None else f"{seconds(dense) / seconds(row):.2f}",
+            f"{share(row, 'given_latency_ms', 'latency_ms'):.2f}",
+        ]
+        for key, row in known.items()
+        if key.startswith(f"{name}/")
+    ]
+    return table(header, lines)
+
+
+def died(row: Mapping[str, str]) -> str:
+    """The share of all parameters gone that went with units that died, %.
+
+    With a target, what goes at the deadline or later goes by the smallest scale as well.
+    """
+    given, left = int(row["given_parameters"]), int(row["parameters"])
+    deadline = int((1 - RECOVERY) * int(row["steps"]))
+    removals = [tuple(map(int, pair.split(":"))) for pair in row["removals"].split()]
+    counted = [size for step, size in removals if step < deadline or row["row"].endswith("/free")]
+    return f"{100 * (given - min(counted, default=given)) / max(given - left, 1):.0f}"
+
+
+def share(row: Mapping[str, str], above: str, below: str) -> float:
+    """One field over another."""
+    return float(row[above]) / float(row[below])
+
+
+def seconds(row: Mapping[str, str]) -> float:
+    """Of a training."""
+    return float(row["training_seconds"])
+
+
+if __name__ == "__main__":
+    print(summary(run(NAME, dict(rows()))))
