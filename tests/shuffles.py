@@ -105,3 +105,21 @@ def grouped(*, width: int = 8, group: int = 2, frozen: bool = True, seed: int = 
     h = net.op("Relu", net.conv(h, width, width, group, 3))
     h = net.op("Relu", net.conv(h, width, width, group))
     return net.closed(x, h, width)
+
+
+def grouped_behind_a_join(*, width: int = 8, seed: int = 0) -> ir.Model:
+    """A grouped convolution each of whose groups reads another layer."""
+    net, x = _Net(seed, 17), _image()
+    parts = [net.op("Relu", net.conv(x, 3, width // 2)) for _ in range(2)]
+    h = net.op("Relu", net.conv(net.op("Concat", *parts, axis=1), width, width, 2, 3))
+    return net.closed(x, h, width)
+
+
+def beside_a_chain(*, length: int = 25, width: int = 12, group: int = 3, seed: int = 0) -> ir.Model:
+    """What a shuffle makes, added to what comes out of many operators in a row."""
+    net, x = _Net(seed, 17), _image()
+    h = net.conv(x, 3, width)
+    for _ in range(length):
+        h = net.op("Relu", h)
+    m = net.conv(net.op("Relu", net.conv(x, 3, width)), width, width, group)
+    return net.closed(x, net.op("Add", h, net.shuffle(m, width, group)), width)

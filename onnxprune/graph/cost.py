@@ -22,7 +22,6 @@ from onnxprune.scopes import subgraphs
 __all__ = [
     "Remaining",
     "ceiling",
-    "kept_indices",
     "macs",
     "parameters",
     "resized",
@@ -203,16 +202,24 @@ def _nanoseconds(stretch: Stretch, inside: Sequence[View]) -> int:
 
 
 def resized(analysis: Analysis, keep: Mapping[str, Mask]) -> dict[str, Sizes]:
-    """The sizes of all values that lose some under masks which fit the groups."""
-    result: dict[str, Sizes] = {}
+    """The sizes of all values that lose some under masks which fit the groups.
+
+    An axis with `by` loses as much of every block, and these may lie in several groups: their sum
+    is divided, not the share of each.
+    """
+    lost: dict[Axis, int] = {}
+    blocks: dict[Axis, int] = {}
     for group in analysis.groups:
         mask = keep.get(group.name)
         gone = 0 if mask is None else len(mask) - int(np.count_nonzero(mask))
         for member in group.members if gone else ():
-            value, position = member.axis.value, member.axis.position
-            sizes = list(result.get(value, analysis.shapes[value]))
-            sizes[position] = (sizes[position] or 0) - gone * member.index.shape[1] // member.blocks
-            result[value] = tuple(sizes)
+            lost[member.axis] = lost.get(member.axis, 0) + gone * member.index.shape[1]
+            blocks[member.axis] = member.blocks
+    result: dict[str, Sizes] = {}
+    for axis, count in lost.items():
+        sizes = list(result.get(axis.value, analysis.shapes[axis.value]))
+        sizes[axis.position] = (sizes[axis.position] or 0) - count // blocks[axis]
+        result[axis.value] = tuple(sizes)
     return result
 
 

@@ -20,8 +20,6 @@ from onnxprune.ops.registry import Sizes
 
 __all__ = ["Edge", "Order", "arranged", "kept_indices"]
 
-_ROUNDS = 20
-
 
 class Edge(NamedTuple):
     """Index `a[n]` of `left` and `b[n]` of `right` are one, because of `node`."""
@@ -136,11 +134,13 @@ class _Work:
         return self.alive[start : start + self.order.size[axis]]
 
     def run(self) -> None:
-        """Spread all orders until nothing changes."""
-        for _ in range(_ROUNDS):
-            changed = [self._edge(edge) for edge in self.order.edges]
-            if not any(changed):
-                break
+        """Spread all orders until nothing changes; every change fixes a place, so that it ends."""
+        there_and_back = [*self.order.edges, *reversed(self.order.edges)]
+        changed = True
+        while changed:
+            changed = False
+            for edge in there_and_back:
+                changed = self._edge(edge) or changed
         for axis in self.order.blocks:
             self.rows(axis)
 

@@ -12,7 +12,13 @@ from graph.test_balance import bidirectional
 from graphs import node_types
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shuffles import grouped, shufflenet_v1, shufflenet_v2
+from shuffles import (
+    beside_a_chain,
+    grouped,
+    grouped_behind_a_join,
+    shufflenet_v1,
+    shufflenet_v2,
+)
 from strategies import random_plan
 
 from onnxprune.base import Axis, Balance, Plan
@@ -32,6 +38,8 @@ NETWORKS: dict[str, Callable[[int], ir.Model]] = {
     "shufflenet v2 with slices": lambda seed: shufflenet_v2(width=20, slices=True, seed=seed),
     "grouped": lambda seed: grouped(frozen=False, seed=seed),
     "grouped behind the input": lambda seed: grouped(seed=seed),
+    "grouped behind a join": lambda seed: grouped_behind_a_join(seed=seed),
+    "beside a chain": lambda seed: beside_a_chain(seed=seed),
     "LSTM": lambda _: bidirectional(),
     "GRU": lambda _: bidirectional("GRU", 3),
     "RNN": lambda _: bidirectional("RNN", 1),
