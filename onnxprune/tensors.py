@@ -22,6 +22,7 @@ __all__ = [
     "Stored",
     "all_nodes",
     "constant",
+    "constant_tensor",
     "constants",
     "detach",
     "is_constant",
@@ -47,8 +48,8 @@ def tensor_of(value: ir.Value) -> Any:
     return ir.convenience.get_const_tensor(value)
 
 
-def _constant_tensor(value: ir.Value | None) -> Any:
-    """As `tensor_of`, through Identity nodes."""
+def constant_tensor(value: ir.Value | None) -> Any:
+    """As `tensor_of`, through Identity nodes: what `constant` reads."""
     while value is not None:
         tensor, producer = tensor_of(value), value.producer()
         if tensor is not None or producer is None or producer.op_type != "Identity":
@@ -59,7 +60,7 @@ def _constant_tensor(value: ir.Value | None) -> Any:
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether `constant` knows an array; nothing is read."""
-    return _constant_tensor(value) is not None
+    return constant_tensor(value) is not None
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -68,7 +69,7 @@ def constant(value: ir.Value | None) -> Array | None:
     An initializer that is also a graph input is a default the caller may override since IR 4, but
     exporters mean a weight by it, and so do we.
     """
-    tensor = _constant_tensor(value)
+    tensor = constant_tensor(value)
     if tensor is None:
         return None
     return numbers(tensor)
@@ -102,6 +103,9 @@ class Stored(ir.LazyTensor):
         sizes = [len(kept[p]) if p in kept else n for p, n in enumerate(source.shape.numpy())]
         super().__init__(self._read, dtype=source.dtype, shape=ir.Shape(sizes), name=name)
         self.source, self.kept = source, kept
+
+    def __repr__(self) -> str:  # that of a LazyTensor repeats itself without end
+        return f"Stored(axes {sorted(self.kept)} of {self.source!r})"
 
     def _read(self) -> ir.Tensor[Any]:
         array = _taken(numbers(self.source), self.kept)

@@ -55,6 +55,7 @@ def test_what_is_kept_of_a_tensor_in_a_file_is_read_when_it_is_written(tmp_path:
     keep(value, {1: columns})
     keep(value, {0: np.array([1, 4])})
     assert isinstance(value.const_value, Stored)
+    assert repr(value.const_value).startswith("Stored(axes [0, 1] of ExternalTensor")
     assert tuple(value.const_value.shape) == (2, len(columns))
     np.testing.assert_array_equal(constant(value), array[rows[[1, 4]]][:, columns])
 

@@ -7,17 +7,19 @@ evaluates those chains with the reference implementation; weights are left alone
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array
-from onnxprune.model import constant, constants, evaluate
-from onnxprune.ops.random import GENERATORS
+from onnxprune.model import constants, evaluate
+from onnxprune.ops.random import draws
 from onnxprune.ops.registry import Sizes
 from onnxprune.scopes import nodes, subgraphs
+from onnxprune.tensors import constant_tensor, numbers
 
-__all__ = ["fold"]
+__all__ = ["fixed_values", "fold"]
 
 _LARGEST = 1024  # elements; shapes, paddings and indices are smaller
 _STANDARD = ("", "ai.onnx")
@@ -38,7 +40,7 @@ def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
     roots: dict[str, Array] = {}
     members: set[int] = set()
     for node in nodes(model):
-        if node.domain not in _STANDARD or node.op_type in GENERATORS or any(subgraphs(node)):
+        if node.domain not in _STANDARD or draws(node) or any(subgraphs(node)):
             continue
         if node.op_type == "Shape":
             sizes = shapes.get(node.inputs[0].name or "") if node.inputs[0] is not None else None
@@ -55,6 +57,15 @@ def fold(model: ir.Model, shapes: Mapping[str, Sizes]) -> dict[str, Array]:
     return {**computed, **known}
 
 
+def fixed_values(model: ir.Model) -> set[str]:
+    """Names of the values that depend on constants alone; nothing is computed."""
+    found = set(constants(model))
+    for node in nodes(model):
+        if node.inputs and all(v is None or not v.name or v.name in found for v in node.inputs):
+            found.update(value.name or "" for value in node.outputs)
+    return found
+
+
 def _integer(node: ir.Node, name: str, default: int | None) -> int | None:
     attribute = node.attributes.get(name)
     return default if attribute is None else int(attribute.value)
@@ -69,18 +80,19 @@ def _foldable(node: ir.Node, roots: dict[str, Array], chain: set[int]) -> bool:
         producer = value.producer()
         if value.name in roots or (producer is not None and id(producer) in chain):
             continue
-        array = constant(value)
-        if array is None or array.size > _LARGEST or _may_be_weight(array):
+        tensor = constant_tensor(value)
+        if tensor is None or tensor.size > _LARGEST or _may_be_weight(tensor):
             return False
-        found[value.name] = array
+        found[value.name] = numbers(tensor)
     roots.update(found)
     return bool(node.inputs)
 
 
-def _may_be_weight(array: Array) -> bool:
+def _may_be_weight(tensor: Any) -> bool:
     """Real numbers of any width, and integers of 8 bits or less, but no lone ones."""
-    quantized = array.dtype.itemsize == 1 and array.dtype.kind != "b"
-    return array.size > 1 and (array.dtype.kind in "fV" or quantized)
+    dtype = tensor.dtype.numpy()
+    quantized = dtype.itemsize == 1 and dtype.kind != "b"
+    return tensor.size > 1 and (dtype.kind in "fV" or quantized)
 
 
 def _evaluate(

@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from onnxprune.base import Array
 from onnxprune.errors import ConfigError
+from onnxprune.graph.constants import fixed_values
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constants, is_constant, node_key, tensor_of, trainable_dtype
 from onnxprune.ops.registry import PARAMETERS, Role, View
-from onnxprune.scopes import nodes
 
 __all__ = ["Trained", "trained"]
 
@@ -110,7 +110,7 @@ def _is_wave(array: Array) -> bool:
 
 def _reached(model: ir.Model, analysis: Analysis) -> Iterator[tuple[str, str]]:
     """Constants behind parameter slots, with the role of the slot."""
-    fixed = _fixed_values(model)
+    fixed = fixed_values(model)
     weighted: set[str] = set()
     for view in views(model, analysis.shapes, analysis.known):
         behind = any(value is not None and value.name in weighted for value in view.node.inputs)
@@ -141,17 +141,6 @@ def _has_weight(view: View, fixed: set[str]) -> bool:
         and value.name in fixed
         for slot, role in _slots(view).items()
     )
-
-
-def _fixed_values(model: ir.Model) -> set[str]:
-    """Values that do not depend on the graph's inputs."""
-    fixed = set(constants(model))
-    for node in nodes(model):
-        if node.inputs and all(
-            value is None or not value.name or value.name in fixed for value in node.inputs
-        ):
-            fixed.update(value.name or "" for value in node.outputs)
-    return fixed
 
 
 def _sources(value: ir.Value) -> Iterator[str]:

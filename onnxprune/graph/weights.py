@@ -6,8 +6,8 @@ is used: dequantized, transposed, normalized, where the file computes it from ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Choice, Coupling, Fact
+from onnxprune.graph.constants import fixed_values
 from onnxprune.graph.couplings import facts
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constant, constants, evaluate, tensor_of
@@ -32,6 +33,8 @@ class Weight:
         read: gives its numbers; where they lie in a file, they are in memory as long as the array.
         op_type, slot: the operator that takes it, and where.
         role: of the slot (`ops.registry.Role`); AFFINE where the operator declares none.
+        position: the axis of the array on which the units lie. Of an axis with `by` the array is
+            folded, so that its first axis holds the blocks one behind another.
         incoming: whether indices of the axis are made here (a filter) or read here (the column of
             a weight that meets the unit in the next layer).
     """
@@ -40,6 +43,7 @@ class Weight:
     op_type: str
     slot: int
     role: str
+    position: int
     incoming: bool
 
     @property
@@ -55,51 +59,53 @@ def weights(model: ir.Model, analysis: Analysis) -> dict[Axis, Weight]:
         model: not changed.
         analysis: of this very graph.
     """
-    axes = {member.axis for group in analysis.groups for member in group.members}
-    fixed = _fixed(model)
+    blocks = {m.axis: m.blocks for group in analysis.groups for m in group.members}
+    by_value: dict[str, list[Axis]] = {}
+    for axis in blocks:
+        by_value.setdefault(axis.value, []).append(axis)
+    fixed = fixed_values(model)
     found: dict[Axis, tuple[View, int, bool]] = {}
     for view, node_facts in _by_node(model, analysis):
         if all(value.name in fixed for value in view.node.outputs):
             continue
         made = _made(node_facts, {value.name or "" for value in view.node.outputs})
         for slot in range(len(view.node.inputs)):
-            for axis in _axes(view, slot):
-                if axis in axes and axis.value in fixed and (axis not in found or axis in made):
-                    found[axis] = (view, slot, axis in made)
+            value = view.input(slot)
+            name = "" if value is None else value.name or ""
+            for axis in by_value.get(name, ()) if name in fixed else ():
+                incoming = replace(axis, by=-1) in made
+                if axis not in found or incoming:
+                    found[axis] = (view, slot, incoming)
     arrays = _arrays(model, fixed, {axis.value for axis in found})
     result: dict[Axis, Weight] = {}
     for axis, (view, slot, incoming) in found.items():
         real = _dequantized(view, slot)
         read = arrays.get(axis.value) if real is None else real
-        role = _role(view, slot) if real is None else Role.WEIGHT
-        if read is not None:
-            result[axis] = Weight(
-                read=read, op_type=view.node.op_type, slot=slot, role=role, incoming=incoming
-            )
+        if read is None:
+            continue
+        result[axis] = Weight(
+            read=read if axis.by < 0 else partial(_folded, read, axis, blocks[axis]),
+            op_type=view.node.op_type,
+            slot=slot,
+            role=_role(view, slot) if real is None else Role.WEIGHT,
+            position=axis.position if axis.by < 0 else 0,
+            incoming=incoming,
+        )
     return result
+
+
+def _folded(read: Callable[[], Array], axis: Axis, blocks: int) -> Array:
+    """(blocks * size, rest): what stands at index i of block b of `axis`, at b * size + i."""
+    front = np.moveaxis(read(), (axis.by, axis.position), (0, 1))
+    size = front.shape[1]
+    parts = front.reshape(blocks, -1, size, *front.shape[2:])
+    return np.moveaxis(parts, 2, 1).reshape(blocks * size, -1)
 
 
 def _dequantized(view: View, slot: int) -> Callable[[], Array] | None:
     """What gives the real numbers behind a constant of integers; None where that is not known."""
     rule = DEQUANTIZES.find(view.node, view.opset)
-    if rule is None or rule(view, slot) is None:
-        return None
-    return partial(_known, rule, view, slot)
-
-
-def _known(rule: Callable[[View, int], Array | None], view: View, slot: int) -> Array:
-    array = rule(view, slot)
-    assert array is not None
-    return array
-
-
-def _fixed(model: ir.Model) -> set[str]:
-    """Values that depend on constants alone."""
-    fixed = set(constants(model))
-    for node in nodes(model):
-        if node.inputs and all(v is None or not v.name or v.name in fixed for v in node.inputs):
-            fixed.update(value.name or "" for value in node.outputs)
-    return fixed
+    return None if rule is None else rule(view, slot)
 
 
 def _by_node(model: ir.Model, analysis: Analysis) -> Iterator[tuple[View, Sequence[Fact]]]:
@@ -113,13 +119,6 @@ def _by_node(model: ir.Model, analysis: Analysis) -> Iterator[tuple[View, Sequen
         collected.append(fact)
     if current is not None:
         yield current, collected
-
-
-def _axes(view: View, slot: int) -> Iterable[Axis]:
-    value = view.input(slot)
-    if value is None or value.name not in view.shapes:
-        return ()
-    return [view.axis(value, position) for position in range(len(view.shape(value)))]
 
 
 def _made(node_facts: Sequence[Fact], outputs: set[str]) -> set[Axis]:

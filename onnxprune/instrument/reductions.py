@@ -69,10 +69,14 @@ class Reductions:
         return name
 
     def reduce(self, value: ir.Value, axis: Axis, rank: int, field: str) -> str:
-        """Output with one number per index of `axis`; of "pairs", one per two of them."""
+        """Output with one number per index of `axis`; of "pairs", one per two of them.
+
+        Of an axis with `by`, a matrix with a row per block.
+        """
+        kept = [position for position in (axis.by, axis.position) if position >= 0]
         if field == "pairs":
-            return self._pairs(value, axis, rank)
-        axes = [position for position in range(rank) if position != axis.position]
+            return self._pairs(value, axis, kept, rank)
+        axes = [position for position in range(rank) if position not in kept]
         source = self._indicator(value) if field == "active" else value
         name = f"{axis}/{field}"
         op_type = _OPERATORS[field]
@@ -84,13 +88,15 @@ class Reductions:
             reduced = self.append(op_type, [source, wanted], name, keepdims=0)
         else:
             reduced = self.append(op_type, [source], name, axes=axes, keepdims=0)
-        return self._publish(reduced, value.dtype or ir.DataType.FLOAT, [None])
+        if kept != sorted(kept):
+            reduced = self.append("Transpose", [reduced], f"{name}/by_block", perm=[1, 0])
+        return self._publish(reduced, value.dtype or ir.DataType.FLOAT, [None] * len(kept))
 
-    def _pairs(self, value: ir.Value, axis: Axis, rank: int) -> str:
+    def _pairs(self, value: ir.Value, axis: Axis, kept: Sequence[int], rank: int) -> str:
         """Output (C, C) with the sums of a_i a_j over all other axes."""
-        order = [axis.position, *(n for n in range(rank) if n != axis.position)]
+        order = [*kept, *(n for n in range(rank) if n not in kept)]
         first = self.append("Transpose", [value], f"{axis}/first", perm=order)
-        rows = self.append("Flatten", [first], f"{axis}/rows", axis=1)
+        rows = self.append("Flatten", [first], f"{axis}/rows", axis=len(kept))
         columns = self.append("Transpose", [rows], f"{axis}/columns", perm=[1, 0])
         pairs = self.append("MatMul", [rows, columns], f"{axis}/pairs")
         return self._publish(pairs, value.dtype or ir.DataType.FLOAT, [None, None])

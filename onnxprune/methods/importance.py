@@ -323,7 +323,7 @@ def _reader_axes(group: Group, weights: Weights) -> list[Axis]:
 def _makers(group: Group, weights: Weights) -> Iterator[tuple[Index, int, Array]]:
     """Index (U, k), axis position and array of the parameters that make the units."""
     for axis in _maker_axes(group, weights):
-        yield group.member(axis).index, axis.position, weights[axis].array
+        yield group.member(axis).index, weights[axis].position, weights[axis].array
 
 
 def _maker_axes(group: Group, weights: Weights) -> list[Axis]:

@@ -136,8 +136,9 @@ def _made_of_nothing(model: ir.Model, analysis: Analysis) -> dict[str, Mask]:
             weight = held.get(member.axis)
             if weight is None or not weight.incoming or weight.role != Role.WEIGHT:
                 continue
-            others = tuple(a for a in range(weight.array.ndim) if a != member.axis.position)
-            zero = (weight.array == 0).all(axis=others)[member.index].all(axis=1)
+            array = weight.array
+            others = tuple(axis for axis in range(array.ndim) if axis != weight.position)
+            zero = (array == 0).all(axis=others)[member.index].all(axis=1)
             still = zero & (still | (not found))
             found = True
         result[group.name] = still

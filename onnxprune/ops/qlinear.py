@@ -6,7 +6,7 @@ remain: the plain operator, with a scale and a zero point beside every input and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -245,7 +245,7 @@ _SCALED = {  # per operator and slot of a weight: its scale and zero point
 
 
 @dequantizes(*_SCALED, domain=_VENDOR)
-def real_weights(view: View, slot: int) -> Array | None:
+def real_weights(view: View, slot: int) -> Callable[[], Array] | None:
     """(w - zero) * scale, per column where these are vectors."""
     found = _SCALED[view.node.op_type].get(slot)
     axis = 0 if view.attribute("transB", 0) else -1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -273,14 +274,16 @@ _SCALED: dict[str, dict[int, tuple[int | None, int, int]]] = {
 
 
 @dequantizes(*_SCALED)
-def real_weights(view: View, slot: int) -> Array | None:
+def real_weights(view: View, slot: int) -> Callable[[], Array] | None:
     """(w - zero) * scale; in units of the scale where the operator does not know it."""
     found = _SCALED[view.node.op_type].get(slot)
     return None if found is None else scaled(view, slot, *found)
 
 
-def scaled(view: View, slot: int, scale: int | None, zero: int | None, axis: int) -> Array | None:
-    """The real numbers behind the integers at `slot`; None where those are computed.
+def scaled(
+    view: View, slot: int, scale: int | None, zero: int | None, axis: int
+) -> Callable[[], Array] | None:
+    """What gives the real numbers behind the integers at `slot`; None where those are computed.
 
     Args:
         view: the node.
@@ -289,13 +292,18 @@ def scaled(view: View, slot: int, scale: int | None, zero: int | None, axis: int
         zero: slot of its zero point likewise; 0 where absent or computed.
         axis: of the weight.
     """
-    weight = view.constant(slot)
-    if weight is None:
+    if not view.is_constant(slot):
         return None
+    return partial(_scaled, view, slot, {np.subtract: zero, np.multiply: scale}, axis)
+
+
+def _scaled(view: View, slot: int, places: Mapping[np.ufunc, int | None], axis: int) -> Array:
+    weight = view.constant(slot)
+    assert weight is not None
     shape = [1] * weight.ndim
     shape[axis] = -1
     real: Array = weight.astype(np.float64)
-    for place, apply in ((zero, np.subtract), (scale, np.multiply)):
+    for apply, place in places.items():
         array = None if place is None else view.constant(place)
         if array is not None and array.ndim <= 1:
             real = apply(real, array.astype(np.float64).reshape(shape))
@@ -305,15 +313,21 @@ def scaled(view: View, slot: int, scale: int | None, zero: int | None, axis: int
 
 
 @dequantizes("MatMulNBits", domain="com.microsoft")
-def unpacked(view: View, slot: int) -> Array | None:
+def unpacked(view: View, slot: int) -> Callable[[], Array] | None:
     """(number - zero) * scale of every entry, (N, blocks, block size), from bytes of `bits` each.
 
     The lower bits of a byte come first; without zero points numbers count from 2^(bits - 1).
     """
+    known = view.is_constant(1) and view.is_constant(2)
+    wanted = slot == 1 and view.attribute("bits", 4) in (2, 4, 8)
+    return partial(_unpacked, view) if known and wanted else None
+
+
+def _unpacked(view: View) -> Array:
     packed, scales = view.constant(1), view.constant(2)
+    assert packed is not None
+    assert scales is not None
     bits, count = view.attribute("bits", 4), view.attribute("N")
-    if slot != 1 or packed is None or scales is None or bits not in (2, 4, 8):
-        return None
     numbers = _unpack(packed, bits).astype(np.float64)
     scales = scales.reshape(count, -1, 1).astype(np.float64)
     zeros, middle = view.constant(3), np.full_like(scales, 2 ** (bits - 1))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -162,9 +163,9 @@ def recurrent_macs(view: View) -> int:
 @absorbs("LSTM", "GRU", "RNN")
 def recurrent_absorber(view: View, slot: int) -> Absorber | None:
     """Constant inputs are the same at every step; with two directions there are two biases."""
-    w, b = view.constant(_W), view.constant(_B)
-    known = b is not None or view.input(_B) is None
-    if slot != _X or w is None or w.shape[0] != 1 or not known:
+    known = view.input(_B) is None or view.is_constant(_B)
+    one = view.is_constant(_W) and view.shape(view.input(_W))[0] == 1
+    if slot != _X or not one or not known:
         return None
     return Absorber(slot=_W, in_axis=2, out_axis=1)
 
@@ -231,14 +232,18 @@ def like_lstm(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
 
 
 @dequantizes("DynamicQuantizeLSTM", domain="com.microsoft")
-def real_gates(view: View, slot: int) -> Array | None:
+def real_gates(view: View, slot: int) -> Callable[[], Array] | None:
     """(w - zero) * scale of W and R: one pair for each direction, or for each of its columns."""
-    if slot not in (_W, _R):
-        return None
-    weight, places = view.constant(slot), (8, 9) if slot == _W else (10, 11)
-    scale, zero = (view.constant(place) for place in places)
-    if weight is None or scale is None or zero is None:
-        return None
+    places = {_W: (_W, 8, 9), _R: (_R, 10, 11)}.get(slot, ())
+    known = bool(places) and all(map(view.is_constant, places))
+    return partial(_real_gates, view, places) if known else None
+
+
+def _real_gates(view: View, places: Sequence[int]) -> Array:
+    weight, scale, zero = (view.constant(place) for place in places)
+    assert weight is not None
+    assert scale is not None
+    assert zero is not None
     columns = [array.astype(np.float64).reshape(len(weight), 1, -1) for array in (scale, zero)]
     real: Array = (weight.astype(np.float64) - columns[1]) * columns[0]
     return real

@@ -12,7 +12,7 @@ of an operator stand in its family's file; a third party may add its own from it
     @parameters  input slots that hold what is trained
     @mimics      standard operators with the same sizes, where shape inference knows no better
     @opens       what follows the batch, where the file holds the size of one (`ops.opening`)
-    @dequantizes the real numbers behind a weight of integers
+    @dequantizes what gives the real numbers behind a weight of integers
     @zero_points input slots that say which number stands for nothing at a data input
     @lowers      an equal composition of operators that can be differentiated
     @gradient    slopes of the inputs, where no composition is as good
@@ -255,7 +255,7 @@ PARAMETERS: Facet[Callable[[], Mapping[int, str]]] = Facet("parameters")
 
 ZERO_POINTS: Facet[Callable[[], Mapping[int, int]]] = Facet("zero_points")
 
-DEQUANTIZES: Facet[Callable[[View, int], Array | None]] = Facet("dequantizes")
+DEQUANTIZES: Facet[Callable[[View, int], Callable[[], Array] | None]] = Facet("dequantizes")
 MIMICS: Facet[Callable[[Emitter, ir.Node], Sequence[ir.Value | None]]] = Facet("mimics")
 
 Lowering: TypeAlias = Callable[[Emitter, ir.Node], "ir.Value | Sequence[ir.Value | None] | None"]

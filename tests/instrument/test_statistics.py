@@ -102,6 +102,21 @@ def test_several_axes_of_several_values_are_told_apart() -> None:
 
 
 @pytest.mark.ort
+@pytest.mark.parametrize("opset", [11, 17, 18])
+@pytest.mark.parametrize(("position", "by"), [(1, 2), (2, 1), (3, 1)])
+def test_members_of_blocks_are_told_apart_block_by_block(
+    opset: int, position: int, by: int
+) -> None:
+    network, axis = model(NETWORK, opset=opset), Axis("a", position, by)
+    data = feeds(network, batch=6)
+    window = seen(network, data, axis)[axis]
+    front = np.moveaxis(value_of(network, "a", data), (by, position), (0, 1))
+    folded = front.reshape(front.shape[0] * front.shape[1], -1)
+    assert_equal(window, by_numpy(folded, 0), rtol=1e-5, atol=1e-5)
+    assert window.count == folded.shape[1]
+
+
+@pytest.mark.ort
 def test_a_vector_needs_no_reduction() -> None:
     network = model("(float[4] x) => (float[4] y) { a = Relu(x) y = Relu(a) }")
     data = feeds(network)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import model
+from graph.test_balance import bidirectional
+from graphs import array, model
 
 from onnxprune.base import Axis, Group, Observable, Window
 from onnxprune.errors import ConfigError
@@ -205,3 +206,17 @@ def test_weights_tell_what_makes_a_unit_from_what_reads_it() -> None:
     held = weights(RESIDUAL, analyze(RESIDUAL))
     incoming = {str(axis): weight.incoming for axis, weight in held.items()}
     assert incoming == {"w[1]": True, "r[0]": False, "r[1]": True, "v[0]": False}
+
+
+def test_directions_are_scored_by_their_own_weights() -> None:
+    network = bidirectional()
+    analysis = analyze(network)
+    found = magnitude().score(analysis.group("w"), weights(network, analysis), {})
+    w, r = array(network, "w"), array(network, "r")
+    expected = []
+    for direction in range(2):
+        for unit in range(5):
+            gates = np.arange(4) * 5 + unit
+            parts = w[direction, gates], r[direction, gates], r[direction, :, unit]
+            expected.append(np.sqrt(sum((part**2).sum() for part in parts)))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
