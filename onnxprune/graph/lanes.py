@@ -236,24 +236,40 @@ def _joined(node: _Node, fold: _Fold, sizes: tuple[int, ...]) -> dict[int, Balan
         ]
         if len(joins) == 1 and len(real[joins[0]]) == 2:
             contiguous = real[joins[0]] == order
-            return {id(fact): _end(fact, joins[0], fold, sizes, contiguous=contiguous)}
+            rest = _rest(fact, (joins[0], *fold.axes), order)
+            return {id(fact): _end(fact, joins[0], fold, sizes, rest, contiguous=contiguous)}
     return {}
 
 
+def _rest(choice: Choice, gone: Sequence[Axis], atoms: Sequence[int]) -> tuple[Choice, ...]:
+    """A choice without the axes `gone`; atoms of theirs, which other axes may share, stay whole."""
+    starts = choice.starts or (0,) * len(choice.axes)
+    pairs = zip(choice.axes, starts, strict=True)
+    left = [(entry, start) for entry, start in pairs if entry[0] not in gone]
+    if not left:
+        return ()
+    axes, starts = zip(*left, strict=True)
+    whole = choice.whole | frozenset(atoms)
+    return (replace(choice, axes=axes, starts=starts, whole=whole),)
+
+
 def _end(
-    choice: Choice, axis: Axis, fold: _Fold, sizes: tuple[int, ...], *, contiguous: bool
+    choice: Choice,
+    axis: Axis,
+    fold: _Fold,
+    sizes: tuple[int, ...],
+    rest: tuple[Choice, ...],
+    *,
+    contiguous: bool,
 ) -> Balanced:
     """The joined axis, coupled pair by pair; the rest of the choice remains."""
     outer, inner = sizes
     every = arange(outer * inner)
     pairs = every if contiguous else (every % outer) * inner + every // outer
-    gone = (axis, fold.outer, fold.inner)
-    rest = tuple(entry for entry in choice.axes if entry[0] not in gone)
-    left = (replace(choice, axes=rest, starts=()),) if rest else ()
     between = Coupling(left=axis, right=fold.pair, left_index=every, right_index=pairs)
     blocks = ((axis, outer),) if contiguous else ()
     return Balanced(
-        blocks=(*blocks, (fold.pair, outer)), couplings=(between, *left), stripes=(choice,)
+        blocks=(*blocks, (fold.pair, outer)), couplings=(between, *rest), stripes=(choice,)
     )
 
 

@@ -151,8 +151,9 @@ def _numbers(
         sizes: list[int | None] = [None] * len(value.shape)
         for position in _open(value):
             kind = "batch" if position == 0 else "spatial" if len(value.shape) > 3 else "other"
-            name = str(value.shape[position]) if value.shape[position] else f"{kind}?"
-            sizes[position] = chosen.setdefault(name, stand_ins[kind][which])
+            size = value.shape[position]
+            name = size.value if isinstance(size, ir.SymbolicDim) else None
+            sizes[position] = chosen.setdefault(name or f"{kind}?", stand_ins[kind][which])
         numbers[value.name or ""] = tuple(sizes)
     return numbers
 

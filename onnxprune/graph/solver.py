@@ -287,3 +287,7 @@ def _enter_choice(solver: Solver, node: str, fact: Choice) -> None:
             atoms = tuple(fact.atom(number) for number in real)
             sizes = tuple(fact.sizes[number] for number in real)
             solver.open.append(_Product(node, axis, atoms, sizes, start))
+        else:  # an open size that is none of the products of atoms, for all that is known
+            for number in real:
+                open_size = Frozen(axis=fact.atom(number), reason=Reason.DYNAMIC, node=node)
+                solver.freeze(open_size)

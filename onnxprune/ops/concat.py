@@ -89,7 +89,7 @@ def resize_split(edit: Edit) -> None:
         for number, places in enumerate(parts):
             taken = edit.initializer(f"{view.node.outputs[number].name}/taken", places)
             edit.replace_output(number, "Gather", x, taken, axis=axis)
-        edit.graph.remove(view.node, safe=True)
+        edit.around.remove(view.node, safe=True)
         return
     sizes = [edit.size_after(y, axis) or 0 for y in view.node.outputs]
     if view.opset < 13:

@@ -136,7 +136,7 @@ def _never_stops(node: ir.Node, body: Body) -> bool:
         assert source is not None
         handed = source
     stays = handed is given or _is_true(handed)
-    first = node.inputs[1]
+    first = node.inputs[1] if len(node.inputs) > 1 else None
     return stays and (first is None or _is_true(first))
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Balanced, Choice, Coupling, Fact, Floats
 from onnxprune.emit import Emitter
-from onnxprune.model import constant
+from onnxprune.model import is_constant
 from onnxprune.ops.connect import Connections
 from onnxprune.ops.edit import Absorber, Edit, shifts
 from onnxprune.ops.registry import (
@@ -83,10 +83,10 @@ def _grouped(
     """
     group, inner, outputs = choice.sizes
     data, w = ragged
-    if inner == 1 or outputs == 1 or not _is_own(w):
+    if inner == 1 or outputs == 1 or view.size(data) != group * inner or not _is_own(w):
         return choice
     by = replace(view.axis(w, 1), by=0)
-    every = arange(view.size(data) or 0)
+    every = arange(group * inner)
     couplings = (
         Coupling(left=data, right=by, left_index=every, right_index=every),
         *view.equal(*whole),
@@ -132,7 +132,7 @@ def _is_own(w: ir.Value | None) -> bool:
     if w is None or len(w.uses()) != 1:
         return False
     producer = w.producer()
-    return constant(w) is not None and (producer is None or producer.op_type == "Constant")
+    return is_constant(w) and (producer is None or producer.op_type == "Constant")
 
 
 def _rest(view: View, x: ir.Value | None, w: ir.Value | None) -> Iterator[Fact]:

@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 from graphs import model
 
+from onnxprune.base import Axis
 from onnxprune.errors import ConfigError
 from onnxprune.graph.shapes import (
     dtypes,
@@ -14,6 +15,7 @@ from onnxprune.graph.shapes import (
     unresolved,
     with_input_shapes,
 )
+from onnxprune.ops.registry import Shapes
 
 FLATTENED = """(float[%s, 3, 4, 4] x) => (float[N, 2] y) <float[5, 3, 1, 1] w, float[80, 2] v> {
     h = Conv(x, w)
@@ -115,3 +117,19 @@ def test_heights_that_the_model_does_not_take_are_not_believed() -> None:
     shapes, _ = settle(network)
     assert shapes["c"] == (None, 6, 1, 8)
     assert shapes["x"] == (None, 3, None, 8)
+
+
+def test_sizes_without_a_name_are_not_all_the_same() -> None:
+    """A batch is small, an image is large enough for what pools it."""
+    network = model("""(float[?, 3, ?, ?] x) => (float[N, 2] y)
+    <float[5, 3, 1, 1] w, float[5, 2] v> {
+        h = Conv(x, w)
+        p = MaxPool<kernel_shape = [16, 16], strides = [16, 16]>(h)
+        g = GlobalAveragePool(p)
+        f = Flatten(g)
+        y = MatMul(f, v)
+    }""")
+    shapes, _ = settle(network)
+    assert shapes["p"] == (None, 5, None, None)
+    assert isinstance(shapes, Shapes)
+    assert not shapes.agree(Axis("x", 0), Axis("x", 2))

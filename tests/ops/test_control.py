@@ -454,3 +454,20 @@ def test_what_goes_inside_a_body_is_counted() -> None:
     smaller = prune(found, analysis, Plan(keep=keep)).model
     assert remaining({}) == macs(found, analysis) == 3 * 5 + 5 * 4 + 4 * 5 + 5 * 2
     assert remaining(keep) == macs(smaller, analyze(smaller)) == 3 * 5 + 5 * 5 + 5 * 2
+
+
+def test_a_loop_may_have_a_count_alone() -> None:
+    found = model(
+        """(float[N, 3] x) => (float[4, N, 2] y) <float[3, 5] w, float[5, 2] v> {
+            h = MatMul(x, w)
+            all = Loop<body = step (int64 number, bool go) => (bool on, float[N, 2] z) {
+                on = Identity(go)
+                z = MatMul(h, v)
+            }>(count)
+            y = Identity(all)
+        }""",
+        count=np.array(4),
+    )
+    analysis = analyze(found)
+    assert [group.size for group in analysis.groups] == [5]
+    assert macs(found, analysis) == 3 * 5 + 4 * 5 * 2

@@ -140,3 +140,17 @@ def test_a_one_dimensional_conv_is_covered() -> None:
     }""")
     (group,) = group_members(network)
     assert group == dict.fromkeys(("w[0]", "h[1]", "v[1]"), rows(4))
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_groups_of_an_open_number_of_channels_keep_their_inputs(inner: int) -> None:
+    network = model(
+        f"""(float[N, C, 5, 5] x) => (float[N, 3, 5, 5] y)
+        <float[8, {inner}, 1, 1] w, float[3, 8, 1, 1] v> {{
+            h = Conv<group = 2>(x, w)
+            y = Conv(h, v)
+        }}"""
+    )
+    (group,) = analyze(network).groups
+    assert group.size == 4
+    assert {str(member.axis) for member in group.members} == {"w[0]", "h[1]", "v[1]"}
