@@ -43,7 +43,6 @@ __all__ = [
     "convert_opset",
     "evaluate",
     "external_files",
-    "has_external_data",
     "in_memory",
     "is_constant",
     "keep",
@@ -94,6 +93,9 @@ def load(path: str | os.PathLike[str], *, check: bool = True) -> ir.Model:
     detach(model)
     name_all_values(model)
     _open_negative_sizes(model)
+    imports = model.graph.opset_imports
+    if "ai.onnx" in imports:  # the other name of the standard operators
+        imports.setdefault("", imports.pop("ai.onnx"))
     return model
 
 
@@ -204,15 +206,6 @@ def in_memory(model: ir.Model, *, initializers: bool = True) -> ir.Model:
                 tensor = ir.Tensor(np.array(old.numpy()), name=old.name, dtype=old.dtype)
                 node.attributes[name] = ir.AttrTensor(name, tensor)
     return copy
-
-
-def has_external_data(model: ir.Model) -> bool:
-    """Whether any initializer lives outside the model file."""
-    return any(
-        isinstance(value.const_value, ir.ExternalTensor | Stored)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-    )
 
 
 def nbytes(model: ir.Model) -> int:

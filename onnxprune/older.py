@@ -6,6 +6,8 @@ needs. Those that are new are functions of older ones by definition, which `spel
 
 from __future__ import annotations
 
+import functools
+
 import onnx
 import onnx_ir as ir
 from onnx import inliner
@@ -65,6 +67,7 @@ def _newer(node: onnx.NodeProto, current: int, version: int) -> onnx.defs.OpSche
     return schema if defined and _first_version(node.op_type) > version else None
 
 
+@functools.cache
 def _first_version(op_type: str) -> int:
     schemas = onnx.defs.get_all_schemas_with_history()
     return min(s.since_version for s in schemas if s.name == op_type and not s.domain)

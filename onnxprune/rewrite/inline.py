@@ -16,13 +16,14 @@ from onnx_ir.passes import common as passes
 from onnxprune.base import Array
 from onnxprune.graph.shapes import settle
 from onnxprune.model import constant, evaluate, list_initializers, node_key
+from onnxprune.ops.random import draws
 from onnxprune.ops.registry import Sizes
 
 __all__ = ["inline"]
 
 _STANDARD = ("", "ai.onnx")
 _LONGEST = 100  # nodes that a condition may be computed by
-_NEVER = {"If", "Loop", "Scan", "RandomNormal", "RandomUniform"}  # cannot be settled in advance
+_NEVER = {"If", "Loop", "Scan"}  # cannot be settled in advance
 
 
 def inline(model: ir.Model) -> ir.Model:
@@ -92,7 +93,7 @@ def _evaluated(
         producer = current.producer()
         if known is not None:
             feeds[current.name] = known
-        elif producer is None or len(members) >= _LONGEST or producer.op_type in _NEVER:
+        elif producer is None or _is_open(producer) or len(members) >= _LONGEST:
             return None
         elif producer not in members:
             members.add(producer)
@@ -102,6 +103,10 @@ def _evaluated(
         return feeds[name]
     chain = [node for node in model.graph if node in members]
     return evaluate(model, chain, feeds, [name]).get(name)
+
+
+def _is_open(node: ir.Node) -> bool:
+    return node.op_type in _NEVER or draws(node)
 
 
 def _size(value: ir.Value, shapes: Mapping[str, Sizes]) -> Array | None:

@@ -30,6 +30,8 @@ def untie(model: ir.Model) -> ir.Model:
     for value, readers in list(_shared(copy)):
         for node, slot in readers[1:]:
             name = f"{value.name}/{node_key(node)}"
+            if name in copy.graph.initializers:  # one node reads it several times
+                name = f"{name}/{slot}"
             array = constant(value)
             assert array is not None
             own = ir.Value(

@@ -156,16 +156,18 @@ def agreement(
 ) -> Agreement:
     """The largest difference between two sets of outputs; shapes or kinds that differ are infinite.
 
-    Integer outputs (labels) follow from real ones and flip on ties, so that they are not compared.
+    Integer outputs (labels) follow from real ones and flip on ties, so that they are not compared
+    where there are real ones. Elsewhere both numbers of the result are the share of entries that
+    differ; those of 8 bits, which rounding may move, by more than one.
     """
+    arrays = {name: array for name, array in expected.items() if isinstance(array, np.ndarray)}
+    real = {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
     error = relative = 0.0
-    for name, array in expected.items():
+    for name, array in (real or arrays).items():
         other = actual.get(name)
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            continue
         if other is None or other.shape != array.shape:
             return Agreement(error=float("inf"), relative=float("inf"), tolerance=tolerance)
-        difference, scale = _distance(array, other)
+        difference, scale = _distance(array, other) if real else (_differing(array, other), 1.0)
         error = max(error, difference)
         relative = max(relative, difference / max(scale, 1e-6))
     return Agreement(error=error, relative=relative, tolerance=tolerance)
@@ -181,3 +183,12 @@ def _distance(array: Array, other: Array) -> tuple[float, float]:
         return 0.0, 1.0
     a, b = array[finite].astype(np.float64), other[finite].astype(np.float64)
     return float(np.abs(a - b).max()), float(np.abs(a).max())
+
+
+def _differing(array: Array, other: Array) -> float:
+    """The share of entries that are others, in [0, 1]."""
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
+        differs = np.abs(array.astype(np.int64) - other.astype(np.int64)) > 1
+    else:
+        differs = np.asarray(array != other)
+    return float(differs.mean()) if differs.size else 0.0

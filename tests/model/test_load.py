@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import InvalidModelError, ModelError
-from onnxprune.model import convert_opset, load, shape_of
+from onnxprune.model import convert_opset, load, opset, shape_of
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 graph (float[N, 3] x) => (float[N, 3] y) { a = Relu(x) b = Neg(a) y = Exp(b) }"""
@@ -55,3 +55,11 @@ def test_a_conversion_that_the_converter_refuses_is_an_error_of_the_model() -> N
         network.graph.inputs.remove(value)
     with pytest.raises(ModelError, match="opset 9 cannot be converted to 17"):
         convert_opset(network, 17)
+
+
+def test_the_standard_operators_have_two_names(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(TEXT)
+    proto.opset_import[0].domain = "ai.onnx"
+    file = tmp_path / "model.onnx"
+    file.write_bytes(proto.SerializeToString())
+    assert opset(load(file)) == 17

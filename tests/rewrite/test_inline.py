@@ -62,6 +62,11 @@ def test_a_condition_on_a_dynamic_size_stays(other: int) -> None:
     prunes(network)
 
 
+def test_a_condition_that_is_drawn_stays() -> None:
+    network = branching("r = Bernoulli(half)\n cond = Cast<to = 9>(r)", half=[0.5])
+    assert inline(network) is network
+
+
 @pytest.mark.ort
 def test_two_ifs_with_the_same_inner_names_are_told_apart() -> None:
     twice = BRANCHES % "cond = Identity(flag)"

@@ -150,3 +150,19 @@ def test_layers_that_start_from_the_same_zeros_have_units_of_their_own(fill: str
     smaller = agreeing(free, analysis, Plan(keep=keep), tolerance=1e-5)
     assert compare(found, free, feeds(found), device=DEVICE, tolerance=0.0).holds
     assert len(list(smaller.graph)) > len(list(found.graph))
+
+
+@pytest.mark.ort
+def test_a_node_that_reads_one_vector_twice_gets_two() -> None:
+    before = model(
+        """(float[N, 3] x) => (float[N, 4] y) <float[3, 4] w, float[4] t, float[4] m> {
+        h = MatMul(x, w)  i = Mul(h, ones)  y = BatchNormalization(i, ones, t, m, ones) }""",
+        ones=np.ones(4, np.float32),
+    )
+    after = untie(before)
+    assert {name for name in after.graph.initializers if name.startswith("ones")} == {
+        "ones",
+        "ones/y",
+        "ones/y/4",
+    }
+    assert compare(before, after, feeds(before), device=DEVICE, tolerance=0.0).holds

@@ -52,8 +52,24 @@ def test_nan_and_inf_may_stand_in_the_same_places() -> None:
     assert agreement({"y": nothing}, {"y": nothing.copy()}, tolerance=0.0).holds
 
 
-def test_labels_are_not_compared() -> None:
-    assert agreement({"label": np.array([1])}, {"label": np.array([2])}, tolerance=0.0).holds
+def test_labels_are_not_compared_beside_real_numbers() -> None:
+    y = np.array([0.5])
+    one, other = ({"label": np.array([label]), "y": y} for label in (1, 2))
+    assert agreement(one, other, tolerance=0.0).holds
+
+
+def test_labels_alone_are_compared() -> None:
+    labels = np.arange(8)
+    assert agreement({"label": labels}, {"label": labels.copy()}, tolerance=0.0).holds
+    found = agreement({"label": labels}, {"label": labels % 7}, tolerance=0.1)
+    assert (found.relative, found.holds) == (0.125, False)
+    assert not agreement({"label": labels}, {"label": labels[:1]}, tolerance=1.0).holds
+
+
+def test_bytes_may_be_rounded_otherwise() -> None:
+    y = np.array([0, 1, 255], np.uint8)
+    assert agreement({"y": y}, {"y": np.array([1, 0, 254], np.uint8)}, tolerance=0.0).holds
+    assert not agreement({"y": y}, {"y": np.array([2, 1, 255], np.uint8)}, tolerance=0.1).holds
 
 
 @pytest.mark.ort
