@@ -11,6 +11,7 @@ from onnxprune.base import Array, Axis, Floats, Observable, Observations, Plan
 from onnxprune.emit import Emitter
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
+from onnxprune.graph.order import kept_indices
 from onnxprune.graph.parameters import trained
 from onnxprune.instrument.measures import Measurement, attach_measurement
 from onnxprune.instrument.statistics import attach
@@ -141,7 +142,7 @@ def without_entries(network: ir.Model, plan: Plan) -> ir.Model:
 
 def left(network: ir.Model, analysis: Analysis, plan: Plan, kind: str = "params") -> int:
     """Parameters or MACs that remain after `plan`."""
-    kept = cost.kept_indices(analysis.groups, plan.keep, analysis.shapes)
+    kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
     shapes = cost.sizes_after(analysis.shapes, kept)
     if kind == "macs":
         return cost.macs(network, analysis, shapes)

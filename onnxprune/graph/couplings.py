@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import onnx_ir as ir
 
@@ -18,11 +19,24 @@ __all__ = ["facts", "raw_facts", "striped", "views"]
 
 
 def views(
-    model: ir.Model, shapes: Mapping[str, Sizes], known: Mapping[str, Array]
+    model: ir.Model,
+    shapes: Mapping[str, Sizes],
+    known: Mapping[str, Array],
+    *,
+    making: AbstractSet[str] | None = None,
 ) -> Iterator[View]:
-    """Every node as rules see it, in order; nodes of a body stand before the node it is of."""
+    """Every node as rules see it, in order; nodes of a body stand before the node it is of.
+
+    Args:
+        model: not changed.
+        shapes: of its analysis.
+        known: likewise.
+        making: only nodes that put out one of these values; None for all.
+    """
     opsets = model.graph.opset_imports
     for node in nodes(model):
+        if making is not None and not any(value.name in making for value in node.outputs):
+            continue
         domain = "" if node.domain in ("", "ai.onnx") else node.domain
         yield View(node=node, shapes=shapes, opset=opsets.get(domain, 1), known=known)
 

@@ -8,7 +8,7 @@ their atoms can carry units depends on the rest of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
@@ -168,13 +168,13 @@ class _Found:
         self.solver = solver = entered(said, shapes)
         self.labels, self.stopped = solver.solve()
         parts = [(view, part) for view, fact in said for part in _parts(fact)]
-        inexact = [fact.axis for _, fact in parts if isinstance(fact, Inexact)]
-        seen = [self.labels[solver.ids.of(axis)] for axis in inexact]
-        mixing = np.unique(np.concatenate([*seen, arange(0)]))
+        mixing = np.zeros(len(self.stopped), np.bool_)
+        for axis in {fact.axis for _, fact in parts if isinstance(fact, Inexact)}:
+            mixing[self.labels[solver.ids.of(axis)]] = True
         members = _groups(solver, self.labels, self.stopped, weights)
         wanted = {member.axis for group in members for member in group}
-        ending = consumers(solver.links, parts, wanted)
-        within = list(inner(parts))
+        ending = _by_axis(consumers(solver.links, parts, wanted))
+        within = _by_axis(inner(parts))
         self.names = _names(members, weights, names)
         self.groups = tuple(
             _finish(
@@ -182,7 +182,7 @@ class _Found:
                 group,
                 ending,
                 within,
-                exact=not np.isin(_own(solver, self.labels, group), mixing).any(),
+                exact=not mixing[_own(solver, self.labels, group)].any(),
             )
             for name, group in zip(self.names, members, strict=False)
         )
@@ -296,24 +296,39 @@ def _new_name(members: tuple[Member, ...], weights: set[str], taken: AbstractSet
     return name
 
 
+_Ending = Mapping[Axis, Sequence[tuple[int, Consumer]]]  # per axis, numbered in graph order
+
+
+def _by_axis(ending: Iterable[Consumer]) -> _Ending:
+    found: dict[Axis, list[tuple[int, Consumer]]] = {}
+    for number, consumer in enumerate(ending):
+        found.setdefault(consumer.axis, []).append((number, consumer))
+    return found
+
+
 def _finish(
     name: str,
     members: tuple[Member, ...],
-    ending: Sequence[Consumer],
-    used: Sequence[Consumer],
+    ending: _Ending,
+    used: _Ending,
     *,
     exact: bool,
 ) -> Group:
-    axes = {member.axis for member in members}
-    within = tuple(consumer for consumer in used if consumer.axis in axes)
+    within = _of(members, used)
     return Group(
         name=name,
         size=len(members[0].index),
         members=members,
-        consumers=tuple(consumer for consumer in ending if consumer.axis in axes),
+        consumers=_of(members, ending),
         inner=within,
         exact=exact and not within,
     )
+
+
+def _of(members: tuple[Member, ...], ending: _Ending) -> tuple[Consumer, ...]:
+    """Those of the axes of `members`, in graph order."""
+    found = sorted(entry for member in members for entry in ending.get(member.axis, ()))
+    return tuple(consumer for _, consumer in found)
 
 
 def _refusals(solver: Solver, labels: Index, stopped: Index, weights: set[str]) -> Iterator[Frozen]:

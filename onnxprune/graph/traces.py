@@ -34,7 +34,7 @@ def trace(model: ir.Model, analysis: Analysis, group: Group) -> Trace | None:
     # What a body is handed differs from step to step.
     handed = [value for node in nodes(model) for body in subgraphs(node) for value in body.inputs]
     found: dict[str, Trace | None] = dict.fromkeys(value.name or "" for value in handed)
-    for view in views(model, analysis.shapes, analysis.known):
+    for view in views(model, analysis.shapes, analysis.known, making=values):
         names = {value.name for value in view.node.outputs if not is_constant(value)}
         if names & values and not names <= set(found):
             result = _apply(view, found, index)

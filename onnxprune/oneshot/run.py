@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.data import Source
 from onnxprune.errors import (
     ConfigError,
+    InvariantError,
     MethodError,
     ModelError,
 )
@@ -36,7 +37,7 @@ from onnxprune.rewrite.recipe import Recipe
 from onnxprune.rewrite.residual import decoupled, faster, settled
 from onnxprune.rewrite.untie import untie
 from onnxprune.runtime.latency import latencies
-from onnxprune.runtime.verify import compare
+from onnxprune.runtime.verify import compare, tolerance_of
 from onnxprune.training.guards import output_path
 
 __all__ = ["prune_file"]
@@ -176,7 +177,7 @@ def _chosen(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Job
     other = _removed(
         loose, candidates(loose, job.config), recipe, replace(job, unnamed=job.unnamed | names)
     )
-    smaller = settled(other.model, names)
+    smaller = _settled(other.model, names, job)
     analyzed = candidates(smaller, replace(job.config, keep=None, only=None))
     other = replace(other, model=smaller, analysis=analyzed)
     if coupled is None:
@@ -186,6 +187,30 @@ def _chosen(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Job
     wins, note = faster(*latencies(both, job.examples.first, device=job.runtime))
     taken = other if wins else coupled
     return replace(taken, notes=(*taken.notes, note))
+
+
+def _settled(model: ir.Model, names: frozenset[str], job: Job) -> ir.Model:
+    """With index operators in the place of what is left of decoupled shortcuts.
+
+    Raises:
+        InvariantError: they compute something else.
+    """
+    smaller = settled(model, names)
+    if job.device is not None:
+        found = compare(
+            model,
+            smaller,
+            job.examples.first,
+            device=job.device,
+            tolerance=tolerance_of(model),
+            parts=job.parts,
+        )
+        if not found.holds:
+            raise InvariantError(
+                "shortcuts: index operators compute something else than the products they stand "
+                f"for (difference {found.error:.1e}); leave out --residual, and please report this"
+            )
+    return smaller
 
 
 def _removed(model: ir.Model, analysis: Analysis, recipe: Recipe | None, job: Job) -> Removal:

@@ -14,8 +14,9 @@ import onnx_ir as ir
 from onnxprune.base import Array, Axis, Floats, Index
 from onnxprune.model import constant, is_constant, set_constant
 from onnxprune.ops.registry import Facet, Sizes, View, arange
+from onnxprune.scopes import nodes
 
-__all__ = ["SHIFTS", "Absorber", "Edit", "positions_after", "shifts"]
+__all__ = ["SHIFTS", "Absorber", "Edit", "names_made", "positions_after", "shifts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,15 +46,15 @@ class Edit:
             that edits add.
         shapes: sizes before the removal, per value name; grows likewise.
         graph: the main graph, which holds new constants wherever the node stands.
-        taken: names of the values that nodes make, shared by the edits of one rewrite, which add
-            theirs; collected for every new name where it is not given.
+        taken: names of the values that nodes make (`names_made`), shared by the edits of one
+            rewrite, which add theirs.
     """
 
     view: View
     kept: dict[Axis, Index]
     shapes: dict[str, Sizes]
     graph: ir.Graph
-    taken: set[str | None] | None = None
+    taken: set[str | None]
 
     @property
     def around(self) -> ir.Graph:
@@ -122,14 +123,10 @@ class Edit:
 
     def fresh(self, name: str) -> str:
         """`name`, or `name` with a number where an earlier removal has made that value already."""
-        taken = self.taken
-        if taken is None:
-            places = dict.fromkeys((self.graph, self.around))
-            taken = {value.name for place in places for node in place for value in node.outputs}
         unique, number = name, 1
-        while unique in taken or unique in self.graph.initializers:
+        while unique in self.taken or unique in self.graph.initializers:
             unique, number = f"{name}_{number}", number + 1
-        taken.add(unique)
+        self.taken.add(unique)
         return unique
 
     def insert_before(
@@ -149,7 +146,7 @@ class Edit:
         """Let `op_type(*inputs)` make an output, under the same name, instead of the node."""
         value = self.view.node.outputs[output]
         made = ir.node(op_type, list(inputs), attributes=attributes)
-        self.graph.insert_before(self.view.node, made)
+        self.around.insert_before(self.view.node, made)
         ir.convenience.replace_all_uses_with(value, made.outputs[0], replace_graph_outputs=True)
         made.outputs[0].name, value.name = value.name, self.fresh(f"{value.name}/unused")
         made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
@@ -266,6 +263,11 @@ def _extended(target: ir.Value | None, mask: Array, sizes: Array) -> bool:
     set_constant(own[0], mask | old_mask)
     set_constant(own[1], np.where(mask, sizes, old_sizes))
     return True
+
+
+def names_made(model: ir.Model) -> set[str | None]:
+    """Of the values that the nodes of all graphs put out."""
+    return {value.name for node in nodes(model) for value in node.outputs}
 
 
 def positions_after(kept: Index, size: int) -> Index:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.model import constant
 
-__all__ = ["draws", "typical"]
+__all__ = ["GENERATORS", "draws", "typical"]
 
 _TRAINING_MODE = {"Dropout": 2, "BiasDropout": 4, "BitmaskDropout": 2, "BitmaskBiasDropout": 4}
 _CAST_LIKE = 15  # first opset that has it
@@ -25,7 +25,7 @@ _CAST_LIKE = 15  # first opset that has it
 def draws(node: ir.Node) -> bool:
     """Whether `node` may give something else each time, Dropout in training included."""
     if node.op_type not in _TRAINING_MODE:
-        return node.op_type in _GENERATORS
+        return node.op_type in GENERATORS
     place = _TRAINING_MODE[node.op_type]
     mode = node.inputs[place] if place < len(node.inputs) else None
     if mode is None:
@@ -126,4 +126,4 @@ _TYPICAL: Mapping[str, Callable[[Emitter, ir.Node], Sequence[ir.Value]]] = {
     "Multinomial": _multinomial,
     "Dropout": _dropout,
 }
-_GENERATORS = frozenset(_TYPICAL) - {"Dropout"}
+GENERATORS = frozenset(_TYPICAL) - {"Dropout"}

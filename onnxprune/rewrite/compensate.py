@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from onnxprune.base import Axis, Consumer, Floats, Group, Index, Plan
+from onnxprune.base import Axis, Consumer, Floats, Fold, Group, Index, Mask, Merge, Plan
 from onnxprune.errors import PlanError
 from onnxprune.graph.balance import is_balanced
 from onnxprune.graph.consumers import absorber, outgoing
@@ -44,27 +44,33 @@ def substitutes(groups: Iterable[Group], plan: Plan) -> dict[Consumer, Substitut
     what is replaced, and only zero can stand there.
     """
     collected: dict[Consumer, list[Substitute]] = {}
+    exchanged: dict[str, list[Fold | Merge]] = {}
+    exchanges: tuple[Fold | Merge, ...] = (*plan.folds, *plan.merges)
+    for exchange in exchanges:
+        exchanged.setdefault(exchange.group, []).append(exchange)
     for group in groups:
         mask = plan.keep.get(group.name)
         if mask is None or mask.all():
             continue
+        own = exchanged.get(group.name, [])
         for consumer in (*group.consumers, *group.inner):
-            collected.setdefault(consumer, []).append(_substitute(group, consumer.axis, plan))
+            collected.setdefault(consumer, []).append(_substitute(group, consumer.axis, ~mask, own))
     return {consumer: _joined(parts) for consumer, parts in collected.items()}
 
 
-def _substitute(group: Group, axis: Axis, plan: Plan) -> Substitute:
+def _substitute(
+    group: Group, axis: Axis, gone: Mask, exchanges: Iterable[Fold | Merge]
+) -> Substitute:
     index = group.member(axis).index
     source = index.copy()
     scale, offset = np.zeros(index.shape), np.zeros(index.shape)
-    for fold in plan.folds:
-        if fold.group == group.name:
-            offset[fold.unit] = fold.values[axis]
-    for merge in plan.merges:
-        if merge.group == group.name:
-            source[merge.victim] = index[merge.survivor]
-            scale[merge.victim], offset[merge.victim] = merge.scale, merge.offset
-    gone = ~plan.keep[group.name]
+    for exchange in exchanges:
+        if isinstance(exchange, Fold):
+            offset[exchange.unit] = exchange.values[axis]
+        else:
+            unit = exchange.victim
+            source[unit] = index[exchange.survivor]
+            scale[unit], offset[unit] = exchange.scale, exchange.offset
     return Substitute(
         removed=index[gone].reshape(-1),
         source=source[gone].reshape(-1),

@@ -21,13 +21,16 @@ from onnxprune.ops.registry import RESIZES, View, arange
 __all__ = ["hide_removed"]
 
 
-def hide_removed(model: ir.Model, analysis: Analysis, kept: Mapping[Axis, Index]) -> set[str]:
+def hide_removed(
+    model: ir.Model, analysis: Analysis, kept: Mapping[Axis, Index], taken: set[str | None]
+) -> set[str]:
     """Let every node of `model` that is inexact along a resized axis see the kept indices only.
 
     Args:
         model: a copy of the analyzed model, changed in place; all values keep name and sizes.
         analysis: of that model.
         kept: kept indices per resized axis.
+        taken: names of the values that nodes make; grows.
 
     Returns:
         The keys of these nodes.
@@ -41,7 +44,7 @@ def hide_removed(model: ir.Model, analysis: Analysis, kept: Mapping[Axis, Index]
             found.setdefault(view.key, (view, []))[1].append(fact)
     hidden = {key: view for key, (view, said) in found.items() if _sees_removed(said, kept)}
     for view in hidden.values():
-        _hide(Edit(view=view, kept=dict(kept), shapes=shapes, graph=model.graph))
+        _hide(Edit(view=view, kept=dict(kept), shapes=shapes, graph=model.graph, taken=taken))
     return set(hidden)
 
 

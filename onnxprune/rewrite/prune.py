@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,10 +18,11 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.order import arranged, kept_indices
 from onnxprune.model import constants, keep, list_initializers, set_constant, tensor_of
-from onnxprune.ops.edit import Edit
-from onnxprune.ops.registry import RESIZES, Sizes
+from onnxprune.ops.edit import Edit, names_made
+from onnxprune.ops.registry import RESIZES, View
 from onnxprune.rewrite.compensate import check, compensate, substitutes
 from onnxprune.scopes import nodes, subgraphs
+from onnxprune.tensors import numbers
 
 __all__ = ["Pruned", "prune", "take", "take_moments"]
 
@@ -54,25 +56,15 @@ def prune(model: ir.Model, analysis: Analysis, plan: Plan) -> Pruned:
     kept = arranged(analysis.order, kept)
     clone = model.clone()
     shapes = dict(analysis.shapes)
-    _compensate(clone, analysis, plan, kept, shapes)
+    edit = partial(Edit, kept=kept, shapes=shapes, graph=clone.graph, taken=names_made(clone))
+    by_key = {view.key: view for view in views(clone, shapes, analysis.known)}
+    for consumer, substitute in substitutes(analysis.groups, plan).items():
+        compensate(edit(view=by_key[consumer.node]), consumer, substitute)
     slice_constants(clone, kept)
-    _resize(clone, analysis, kept, shapes)
+    _resize(list(views(clone, shapes, analysis.known)), kept, edit)
     _forget_shapes(clone, kept)
     list_initializers(clone)
     return Pruned(model=clone, kept=kept)
-
-
-def _compensate(
-    clone: ir.Model,
-    analysis: Analysis,
-    plan: Plan,
-    kept: dict[Axis, Index],
-    shapes: dict[str, Sizes],
-) -> None:
-    by_key = {view.key: view for view in views(clone, shapes, analysis.known)}
-    for consumer, substitute in substitutes(analysis.groups, plan).items():
-        edit = Edit(view=by_key[consumer.node], kept=kept, shapes=shapes, graph=clone.graph)
-        compensate(edit, consumer, substitute)
 
 
 def slice_constants(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
@@ -80,7 +72,7 @@ def slice_constants(model: ir.Model, kept: Mapping[Axis, Index]) -> None:
     for name, value in constants(model).items():
         rank = len(tensor_of(value).shape)
         if any(Axis(name, *pair) in kept for pair in itertools.permutations(range(rank), 2)):
-            set_constant(value, take(name, tensor_of(value).numpy(), kept))
+            set_constant(value, take(name, numbers(tensor_of(value)), kept))
             continue
         axes = {position: Axis(name, position) for position in range(rank)}
         here = {position: kept[axis] for position, axis in axes.items() if axis in kept}
@@ -109,16 +101,13 @@ def _take_by_block(array: Array, position: int, by: int, rows: Index) -> Array:
     return np.ascontiguousarray(np.moveaxis(np.concatenate(taken), (0, 1), (by, position)))
 
 
-def _resize(
-    clone: ir.Model, analysis: Analysis, kept: dict[Axis, Index], shapes: dict[str, Sizes]
-) -> None:
+def _resize(seen: Sequence[View], kept: Mapping[Axis, Index], edit: Callable[..., Edit]) -> None:
     resized = {axis.value for axis in kept}
-    taken = {value.name for node in nodes(clone) for value in node.outputs}
-    for view in list(views(clone, shapes, analysis.known)):
+    for view in seen:
         rule = RESIZES.find(view.node, view.opset)
         values = (*view.node.inputs, *view.node.outputs)
         if rule is not None and any(v is not None and v.name in resized for v in values):
-            rule(Edit(view=view, kept=kept, shapes=shapes, graph=clone.graph, taken=taken))
+            rule(edit(view=view))
 
 
 def _forget_shapes(model: ir.Model, kept: Mapping[Axis, Index]) -> None:

@@ -23,8 +23,8 @@ import onnx_ir as ir
 
 from onnxprune.base import Axis, Fold, Group, Index, Mask, Merge, Plan
 from onnxprune.errors import ConfigError
-from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.groups import Analysis
+from onnxprune.graph.order import kept_indices
 from onnxprune.model import constants, tensor_of
 
 __all__ = ["METADATA", "Recipe", "Round", "record", "replay"]

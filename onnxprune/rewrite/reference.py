@@ -13,13 +13,13 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Consumer, Plan
 from onnxprune.graph.consumers import absorber, outgoing
-from onnxprune.graph.cost import kept_indices
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
+from onnxprune.graph.order import kept_indices
 from onnxprune.graph.shapes import dtypes
 from onnxprune.model import opset
-from onnxprune.ops.edit import Absorber, Edit
-from onnxprune.ops.registry import ZERO_POINTS, View, arange
+from onnxprune.ops.edit import Absorber, Edit, names_made
+from onnxprune.ops.registry import ZERO_POINTS, arange
 from onnxprune.rewrite.compensate import Substitute, contribution, substitutes
 from onnxprune.rewrite.inexact import hide_removed
 
@@ -40,13 +40,17 @@ def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
     kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
     wanted = substitutes(analysis.groups, plan)
     absorbers = {consumer: absorber(by_key[consumer.node], consumer) for consumer in wanted}
-    hidden = hide_removed(copy, analysis, kept)
+    taken, shapes = names_made(copy), dict(analysis.shapes)
+    hidden = hide_removed(copy, analysis, kept, taken)
     nodes = {key: view.node for key, view in by_key.items()}
     types = dtypes(model)
     for number, (consumer, substitute) in enumerate(wanted.items()):
         if consumer.node in hidden:
             continue
-        substitute = _behind_padding(copy, by_key[consumer.node], absorbers[consumer], substitute)
+        view, how = by_key[consumer.node], absorbers[consumer]
+        if how is not None and how.padded and substitute.offset.any():
+            edit = Edit(view=view, kept={}, shapes=shapes, graph=copy.graph, taken=taken)
+            substitute = _behind_padding(edit, how, substitute)
         sizes = analysis.shapes[consumer.axis.value]
         shape = [1] * len(sizes)
         for position in (consumer.axis.position, consumer.axis.by):
@@ -58,15 +62,10 @@ def reference(model: ir.Model, analysis: Analysis, plan: Plan) -> ir.Model:
     return copy
 
 
-def _behind_padding(
-    model: ir.Model, view: View, how: Absorber | None, substitute: Substitute
-) -> Substitute:
+def _behind_padding(edit: Edit, how: Absorber, substitute: Substitute) -> Substitute:
     """Move the constants of a padded consumer from its input to its output."""
-    if how is None or not how.padded or not substitute.offset.any():
-        return substitute
-    vector = contribution(outgoing(view, how), substitute)
-    rank = len(view.shape(view.output()))
-    edit = Edit(view=view, kept={}, shapes=dict(view.shapes), graph=model.graph)
+    vector = contribution(outgoing(edit.view, how), substitute)
+    rank = len(edit.view.shape(edit.view.output()))
     edit.add_behind(vector.reshape(1, -1, *[1] * (rank - 2)), axis=1)
     return replace(substitute, offset=np.zeros_like(substitute.offset))
 

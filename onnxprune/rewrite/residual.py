@@ -23,7 +23,7 @@ from onnxprune.base import Array, Axis, Consumer
 from onnxprune.emit import Emitter
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.shapes import dtypes
-from onnxprune.model import constant, list_initializers, node_key, opset
+from onnxprune.model import constant, is_constant, list_initializers, node_key, opset
 
 __all__ = ["RESIDUALS", "SHORTCUT", "decoupled", "faster", "settled"]
 
@@ -107,7 +107,7 @@ class _Held:
         axes = list(self.groups.get(value.name or "", ()))
         rank = len(self.shapes.get(value.name or "", ()))
         fits = len(axes) == 1 and (axes[0] == rank - 1 or (axes[0] == 1 and rank >= 3))
-        return axes[0] if fits and constant(value) is None else None
+        return axes[0] if fits and not is_constant(value) else None
 
     def is_passed_on(self, value: ir.Value) -> bool:
         """Whether the units of `value` come from a value that has other readers as well."""
@@ -124,7 +124,7 @@ class _Held:
         """Values around its producer that hold some of its units and do not end there."""
         node, own = value.producer(), self._of(value)
         for slot, source in enumerate(() if node is None else node.inputs):
-            if node is None or source is None or constant(source) is not None:
+            if node is None or source is None or is_constant(source):
                 continue
             axes = self.groups.get(source.name or "", {})
             places = {Consumer(node_key(node), slot, Axis(source.name or "", p)) for p in axes}
@@ -175,12 +175,19 @@ def settled(model: ir.Model, names: Iterable[str]) -> ir.Model:
     for name in sorted(wanted):
         matrix = copy.graph.initializers[name]
         for node in [use.node for use in matrix.uses()]:
+            parameters = node.inputs[1:]
             _settle(copy, node, matrix)
-        if not matrix.uses():
-            copy.graph.initializers.pop(name)
-            copy.graph.inputs[:] = [value for value in copy.graph.inputs if value is not matrix]
+            _drop_unused(copy, parameters)
     list_initializers(copy)
     return copy
+
+
+def _drop_unused(model: ir.Model, values: Iterable[ir.Value | None]) -> None:
+    graph = model.graph
+    for value in values:
+        if value is not None and value.is_initializer() and not value.uses():
+            graph.initializers.pop(value.name or "")
+            graph.inputs[:] = [given for given in graph.inputs if given is not value]
 
 
 def _settle(model: ir.Model, node: ir.Node, matrix: ir.Value) -> None:

@@ -10,6 +10,7 @@ from strategies import networks, random_plan
 
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
+from onnxprune.graph.order import kept_indices
 from onnxprune.graph.shapes import with_input_shapes
 from onnxprune.rewrite.prune import prune
 
@@ -37,7 +38,7 @@ def test_costs_of_known_networks(network: ir.Model, parameters: int, macs: int) 
 def test_the_cost_of_what_is_left_is_the_cost_of_the_pruned_model(network: ir.Model) -> None:
     analysis = analyze(network)
     plan = random_plan(network, analysis, 0, exchange=False)
-    kept = cost.kept_indices(analysis.groups, plan.keep, analysis.shapes)
+    kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
     left = cost.sizes_after(analysis.shapes, kept)
     smaller = prune(network, analysis, plan).model
     assert cost.parameters(network, left) == cost.parameters(smaller)
@@ -51,7 +52,7 @@ def test_remaining_counts_as_the_whole_model_is_counted(network: ir.Model) -> No
         remaining = cost.Remaining(network, analysis, kind)
         for seed in range(2):
             plan = random_plan(network, analysis, seed, exchange=False)
-            kept = cost.kept_indices(analysis.groups, plan.keep, analysis.shapes)
+            kept = kept_indices(analysis.groups, plan.keep, analysis.shapes)
             left = cost.sizes_after(analysis.shapes, kept)
             assert remaining(plan.keep) == (
                 cost.parameters(network, left)
@@ -104,7 +105,7 @@ def test_kept_indices_join_groups_that_share_an_axis() -> None:
     }""")
     analysis = analyze(network)
     keep = {"w": np.array([False, True]), "u": np.array([True, True, False])}
-    kept = cost.kept_indices(analysis.groups, keep, analysis.shapes)
+    kept = kept_indices(analysis.groups, keep, analysis.shapes)
     by_name = {str(axis): indices.tolist() for axis, indices in kept.items()}
     assert by_name["h[1]"] == by_name["v[0]"] == [1, 2, 3]
     assert by_name["a[1]"] == [1]

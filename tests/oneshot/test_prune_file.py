@@ -545,3 +545,35 @@ def test_the_faster_form_is_kept_and_named(prune: Prune) -> None:
     assert note.startswith(("shortcuts are decoupled", "shortcuts stay coupled"))
     _, report = prune(model(CONVNET), target="params=50%", residual="decouple")
     assert "shortcuts stay coupled: the model has no shortcuts" in report.notes
+
+
+@pytest.mark.parametrize("importance", WITHOUT_GRADIENTS)
+def test_dimensions_of_heads_that_must_stay_are_scored(prune: Prune, importance: str) -> None:
+    """Scores are put out per head, so that each head loses dimensions of its own."""
+    network = model(
+        """(float[N, 6, 5] x) => (float[N, 2, 6, 6] y)
+        <float[5, 8] q, float[5, 8] k, float[8] b> {
+            p = MatMul(x, q)
+            r = Add(p, b)
+            a = Reshape(r, heads)
+            c = Transpose<perm = [0, 2, 1, 3]>(a)
+            s = MatMul(x, k)
+            d = Reshape(s, heads)
+            e = Transpose<perm = [0, 2, 3, 1]>(d)
+            y = MatMul(c, e)
+        }""",
+        heads=[0, 0, 2, 4],
+    )
+    (balance,) = analyze(network).balances
+    assert balance.sizes.tolist() == [4, 4]
+    data = np.random.default_rng(0).normal(size=(40, 6, 5)).astype(np.float32)
+    if importance in ("scale", "utility"):  # no scale; no weights behind the units
+        with pytest.raises(MethodError, match="says nothing about any"):
+            prune(network, (data, None), target="params=60%", importance=importance)
+        return
+    smaller, report = prune(network, (data, None), target="params=60%", importance=importance)
+    assert report.reached
+    assert array(smaller, "q").shape == (5, 4)
+    lossless, report = prune(network, (data, None), lossless=True)
+    assert report.exact == report.bounded == 0
+    assert array(lossless, "q").shape == (5, 8)

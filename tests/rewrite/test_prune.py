@@ -11,7 +11,7 @@ from graphs import array, feeds, model, node_types
 from onnxprune.base import Array, Axis, Fold, Merge, Plan
 from onnxprune.errors import PlanError
 from onnxprune.graph.groups import Analysis, analyze
-from onnxprune.model import has_external_data, load, save
+from onnxprune.model import external_files, load, save
 from onnxprune.rewrite.prune import prune, take_moments
 from onnxprune.runtime.session import Runner
 from onnxprune.runtime.verify import compare
@@ -322,13 +322,13 @@ def test_a_model_with_external_data_is_pruned_and_written_as_one_file(tmp_path: 
     file = tmp_path / "big.onnx"
     ir.save(model(TEXT), file, external_data="big.data", size_threshold_bytes=0)
     network = load(file)
-    assert has_external_data(network)
+    assert external_files(file)
     analysis = analyze(network)
     plan = Plan(keep=keeping(analysis, 0, 3))
     smaller = agreeing(network, analysis, plan, tolerance=1e-5)
     save(smaller, tmp_path / "small.onnx")
     again = load(tmp_path / "small.onnx")
-    assert not has_external_data(again)
+    assert not external_files(tmp_path / "small.onnx")
     assert not (tmp_path / "small.onnx.data").exists()
     assert compare(smaller, again, feeds(network), tolerance=0.0).holds
 
@@ -396,3 +396,18 @@ def test_groups_of_one_parameter_keep_their_names_when_units_go() -> None:
     after = analyze(smaller)
     assert [group.name for group in after.groups] == [group.name for group in before.groups]
     assert after.group(taken.name).size == 2  # though the other group now has the first unit
+
+
+def test_what_is_left_of_weights_in_a_file_is_analyzed_unread(tmp_path: Path) -> None:
+    network = model(
+        """(float[N, 100] x) => (float[N, 60] y) <float[100, 200] w, float[200, 60] v>
+        { h = MatMul(x, w) a = Relu(h) y = MatMul(a, v) }"""
+    )
+    save(network, tmp_path / "a.onnx", external=True)
+    apart = load(tmp_path / "a.onnx")
+    keep = {"w": np.arange(200) % 2 == 0}
+    smaller = prune(apart, analyze(apart), Plan(keep=keep)).model
+    (tmp_path / "a.onnx.data").unlink()
+    assert [group.size for group in analyze(smaller).groups] == [100]
+    with pytest.raises(FileNotFoundError):
+        array(smaller, "w")

@@ -11,7 +11,7 @@ from graphs import array, feeds, model, node_types
 from onnxprune_models import builders
 from strategies import random_plan
 
-from onnxprune.base import Plan
+from onnxprune.base import Fold, Plan
 from onnxprune.graph.groups import analyze
 from onnxprune.rewrite.prune import prune
 from onnxprune.rewrite.reference import reference
@@ -100,6 +100,20 @@ def test_features_are_gathered_along_the_last_axis() -> None:
     # Zeros would have to be put in: the product stays.
     other = Plan(keep={inner: kept("01010"), outer: kept("11011")})
     assert "Gather" not in node_types(settled(prune(loose, analysis, other).model, names))
+
+
+@pytest.mark.ort
+def test_a_bias_that_a_product_took_over_is_added_and_goes_with_it() -> None:
+    network = model(BLOCKS)
+    loose, names = decoupled(network, analyze(network))
+    analysis = analyze(loose)
+    values = {c.axis: np.array([2.0]) for c in analysis.group("a").consumers}
+    fold = Fold(group="a", unit=2, values=values)
+    plan = Plan(keep={"a": kept("11011")}, folds=(fold,))
+    smaller = agreeing(loose, analysis, plan, tolerance=1e-5)
+    result = settled(smaller, names)
+    assert compare(smaller, result, feeds(network), device=DEVICE, tolerance=1e-6).holds
+    assert all(value.uses() for value in result.graph.initializers.values())
 
 
 @pytest.mark.ort
