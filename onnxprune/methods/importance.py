@@ -303,8 +303,8 @@ def utility() -> Importance:
 def _lengths(group: Group, weights: Weights, axes: list[Axis]) -> Floats | None:
     """(U,) sum of |w| over the parameters on `axes`; None without any."""
     rows = [
-        _powers(weights[axis].array, weights[axis].position, 1)[group.member(axis).index].sum(axis=1)
-        for axis in axes
+        _powers(weight.array, weight.position, 1)[group.member(axis).index].sum(axis=1)
+        for axis, weight in ((axis, weights[axis]) for axis in axes)
     ]
     return np.sum(rows, axis=0) if rows else None
 
