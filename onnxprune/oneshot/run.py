@@ -321,16 +321,23 @@ def _report(
     sides = (result.before, result.after)
     times = (None, None) if result.times is None else result.times
     measured, said = metrics(result, job)
+    units = sum(group.size for group in result.before[1].groups)
     sizes = [
         Size(
             parameters=cost.parameters(model),
             macs=cost.macs(model, analysis),
+            units=left,
             bytes=stored,
             latency_ms=taken,
             metrics=metrics,
         )
-        for (model, analysis), stored, taken, metrics in zip(
-            sides, (stored_size(path), stored_size(target)), times, measured, strict=True
+        for (model, analysis), left, stored, taken, metrics in zip(
+            sides,
+            (units, units - result.removal.removed),
+            (stored_size(path), stored_size(target)),
+            times,
+            measured,
+            strict=True,
         )
     ]
     shares = _shares(result, job.config)

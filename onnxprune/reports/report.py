@@ -24,6 +24,7 @@ class Size:
         parameters: numbers in its initializers that count as parameters.
         macs: multiply-accumulates per example; None when unknown.
         masked: numbers among the parameters that are zero for good: single connections that went.
+        units: that it has in groups that could lose some before the run; None when not counted.
         bytes: of its file, external data included; None when unknown.
         latency_ms: of one batch, milliseconds; None when not measured.
         metrics: by name ("accuracy" and "auc" in [0, 1], "mse", "loss").
@@ -32,6 +33,7 @@ class Size:
     parameters: int
     macs: int | None = None
     masked: int = 0
+    units: int | None = None
     bytes: int | None = None
     latency_ms: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -81,6 +81,8 @@ def _size_rows(before: Size, after: Size) -> Iterator[tuple[str, ...]]:
     if before.masked or after.masked:
         counts = before.parameters - before.masked, after.parameters - after.masked
         yield "connections", human(counts[0]), human(counts[1]), change(*counts)
+    if before.units is not None:
+        yield "units", human(before.units), human(after.units), change(before.units, after.units)
     if before.macs is not None:
         yield "MACs", human(before.macs), human(after.macs), change(before.macs, after.macs)
     if before.bytes is not None:

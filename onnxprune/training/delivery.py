@@ -140,31 +140,19 @@ def _report(
     if problem.shortcuts:
         analyses = (removable(given, problem.config), removable(result, problem.config))
     files = (stored_size(path), stored_size(target))
-    sizes = [
-        Size(
-            parameters=cost.parameters(each),
-            macs=cost.macs(each, analysis),
-            masked=masked,
-            bytes=disk,
-            latency_ms=taken,
-            metrics={} if problem.judged is None else metrics_of(problem, each, problem.judged[1]),
-        )
-        for each, analysis, masked, taken, disk in zip(
-            models, analyses, (0, outcome.stage.snapshot.masked), times, files, strict=True
-        )
-    ]
+    before, after = _sizes(problem, stage, outcome, models, analyses, times, files)
     goal = problem.config.goal
     achieved = reached = None
     if goal is not None:
-        before, left = _counted(goal.kind, models, analyses, times)
-        achieved, reached = left / before, left <= goal.limit(before)
+        whole, left = _counted(goal.kind, models, analyses, times)
+        achieved, reached = left / whole, left <= goal.limit(whole)
         if not reached:
             notes += _missed(problem, goal, stage)
     return Report(
         model=os.fspath(path),
         output=os.fspath(target),
-        before=sizes[0],
-        after=sizes[1],
+        before=before,
+        after=after,
         exact=outcome.exact,
         bounded=outcome.bounded,
         steps=outcome.steps,
@@ -176,6 +164,40 @@ def _report(
         notes=notes,
         run_directory=os.fspath(directory.path),
     )
+
+
+def _sizes(
+    problem: Problem,
+    stage: Stage,
+    outcome: Outcome,
+    models: Sequence[ir.Model],
+    analyses: Sequence[Analysis],
+    times: Sequence[float],
+    files: Sequence[int],
+) -> tuple[Size, Size]:
+    """Of the model that went in, and of the one that came out."""
+    units = sum(group.size for group in stage.analysis.groups)
+    before, after = (
+        Size(
+            parameters=cost.parameters(model),
+            macs=cost.macs(model, analysis),
+            masked=masked,
+            units=left,
+            bytes=disk,
+            latency_ms=taken,
+            metrics={} if problem.judged is None else metrics_of(problem, model, problem.judged[1]),
+        )
+        for model, analysis, masked, left, taken, disk in zip(
+            models,
+            analyses,
+            (0, outcome.stage.snapshot.masked),
+            (units, units - outcome.exact - outcome.bounded),
+            times,
+            files,
+            strict=True,
+        )
+    )
+    return before, after
 
 
 def _counted(

@@ -87,6 +87,8 @@ def test_macs_can_be_the_target(prune: Prune) -> None:
     smaller, report = prune(model(CONVNET), target="macs=50%")
     assert report.reached
     assert macs(smaller, analyze(smaller)) <= 0.5 * report.before.macs
+    assert report.before.units == sum(group.size for group in analyze(model(CONVNET)).groups)
+    assert report.after.units == sum(group.size for group in analyze(smaller).groups)
 
 
 @pytest.fixture

@@ -120,6 +120,15 @@ def test_connections_are_shown_where_single_ones_went() -> None:
     assert ["connections", "61.7", "k", "7.2", "k", "-88.3", "%"] in lines
 
 
+def test_units_are_shown_where_they_were_counted() -> None:
+    assert "\nunits" not in render(REPORT)
+    before, after = replace(REPORT.before, units=192), replace(REPORT.after, units=72)
+    lines = [
+        line.split() for line in render(replace(REPORT, before=before, after=after)).splitlines()
+    ]
+    assert ["units", "192", "72", "-62.5", "%"] in lines
+
+
 def test_a_report_says_what_was_done() -> None:
     text = render(REPORT)
     assert "7 units removed, 3 of them exactly; 900 steps in 12.3 s" in text

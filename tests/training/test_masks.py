@@ -15,6 +15,7 @@ from runs import Train, digits, examples
 
 from onnxprune.base import Array, Fold, Mask, Plan
 from onnxprune.errors import PlanError
+from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
 from onnxprune.model import save
 from onnxprune.reports import Pruned
@@ -208,6 +209,7 @@ def test_a_run_writes_zeros_where_connections_went(
         for value in result.file.graph.initializers
     )
     assert zeros >= after.masked
+    assert after.units == sum(group.size for group in analyze(result.file).groups)
     if "target" in options:
         assert result.report.reached
 
