@@ -39,12 +39,12 @@ from rows import SHARED, Row, run, table
 from trainings import Data, by_model, column, parts, ratio, side_by_side, spread, trained
 
 from onnxprune.base import Array
+from onnxprune.gradients.gradient import GradientGraph, differentiate
 from onnxprune.graph.parameters import trained as trained_parameters
 from onnxprune.methods import make
 from onnxprune.model import save
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.config import RunConfig
-from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.influence import preactivations, with_top_k
 from onnxprune.training.problem import pose
 from onnxprune.training.pruning import removable

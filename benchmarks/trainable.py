@@ -32,6 +32,8 @@ from rows import RESULTS, SHARED, Row, forget, run, table
 from onnxprune.base import Array, Snapshot
 from onnxprune.data.synthetic import synthetic
 from onnxprune.errors import OnnxPruneError
+from onnxprune.gradients.gradient import GradientGraph, differentiate
+from onnxprune.gradients.lowering import evaluation_copy, lower
 from onnxprune.graph.groups import analyze
 from onnxprune.graph.parameters import trained
 from onnxprune.model import (
@@ -43,10 +45,8 @@ from onnxprune.model import (
     trainable_dtype,
 )
 from onnxprune.runtime.session import Runner
-from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.training.loss_nodes import attach
 from onnxprune.training.losses import LOSS, TARGET, Objective, resolve
-from onnxprune.training.lowering import evaluation_copy, lower
 from onnxprune.training.problem import read_model
 from onnxprune.training.session import Session
 from onnxprune.updates.graph import build_update

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
+from onnxprune.gradients.differentiable import means
 from onnxprune.ops.registry import (
     ABSORBS,
     CONNECTS,
@@ -19,7 +20,6 @@ from onnxprune.ops.registry import (
     RESIZES,
     TRACES,
 )
-from onnxprune.training.differentiable import means
 
 COLUMNS = (
     "operator", "opsets", "couples", "weights", "resizes", "macs", "absorbs", "connects", "traces",

@@ -9,6 +9,8 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Floats, Observable, Observations, Plan
 from onnxprune.emit import Emitter
+from onnxprune.gradients.gradient import differentiate
+from onnxprune.gradients.lowering import lower
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis, analyze
 from onnxprune.graph.order import kept_indices
@@ -18,9 +20,7 @@ from onnxprune.instrument.statistics import attach
 from onnxprune.methods import Limit, Moment, Pruner
 from onnxprune.model import constant, constants, set_constant
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.gradient import differentiate
 from onnxprune.training.influence import preactivations, with_products, with_top_k
-from onnxprune.training.lowering import lower
 
 DEVICE = Device(threads=1)
 

@@ -182,8 +182,10 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in packed)
 
 
-ENGINE_MODULES = re.compile(r"training/(gradient\w*|engine|hidden|control|elementwise)\.py")
-VENDOR_RULES = re.compile(r"onnxprune/ops/|training/(fused|\w*attention)\.py")
+ENGINE_MODULES = re.compile(
+    r"gradients/(gradient|passes|blocked|top_k|update_kernels|engine|hidden|control|elementwise)\.py"
+)
+VENDOR_RULES = re.compile(r"onnxprune/ops/|gradients/(fused|\w*attention)\.py")
 
 
 def test_only_the_gradient_engine_knows_the_runtimes_own_operators() -> None:

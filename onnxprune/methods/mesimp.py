@@ -4,7 +4,7 @@ Sun, Ren, Ma, Wei, Li and Wang, "meProp" (arXiv 1706.06197) and "Training Simpli
 Simplification for Deep Learning" (arXiv 1711.06528), with the code of lancopku/meProp and
 lancopku/meSimp (Record.cs, DenseMaskedUnit.cs, MLPVar.cs, Mnist.cs).
 
-    meProp   dz~ = the k largest of |dz|, per example or for the whole batch (`gradient_topk`).
+    meProp   dz~ = the k largest of |dz|, per example or for the whole batch (`gradients.top_k`).
     meSimp   per layer and window of `interval` steps: refer counts examples, hit_j those for which
              unit j was among the k. At the window's end units with hit_j < int(refer * p) go, and
              both counters start again. Cycles of `cycle` windows alternate: in even ones units go,

@@ -1,7 +1,7 @@
 """ONNX Runtime sessions: what is installed, where it runs, and running a model on arrays.
 
 `Runner` runs a model on arrays; `buffers.Bound` runs one on device buffers. Nothing here
-trains. Beside `training/engine.py` this is the only module that imports onnxruntime, and it does so
+trains. Beside `gradients/engine.py` only this module imports onnxruntime, and it does so
 when the runtime is first needed, not when the module is imported.
 """
 

@@ -1,1 +1,1 @@
-"""Training: losses, the training copy, the gradient engine, sessions and metrics."""
+"""Training: losses, sessions, metrics, rounds and the run."""

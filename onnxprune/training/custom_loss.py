@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxprune.errors import ConfigError, OnnxPruneError
+from onnxprune.gradients.lowering import lower
 from onnxprune.model import convert_opset, load, model_input, opset, shape_of
-from onnxprune.training.lowering import lower
 
 __all__ = ["graft", "matched", "read_custom", "sources"]
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Split
 from onnxprune.errors import InvariantError, ModelError
+from onnxprune.gradients.lowering import evaluation_copy
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
 from onnxprune.model import constants, load, save, stored_size
@@ -28,7 +29,6 @@ from onnxprune.runtime.session import Runner, is_newer, lowered_note
 from onnxprune.runtime.single import is_single, saturates
 from onnxprune.runtime.verify import TOLERANCE, agreement, compare, is_random, tolerance_of
 from onnxprune.training.evaluation import model_metrics
-from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.outcome import Outcome
 from onnxprune.training.problem import Problem
 from onnxprune.training.pruning import Stage, removable, size

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from onnxprune.base import Array
 from onnxprune.data import Split, batches
+from onnxprune.gradients.lowering import evaluation_copy
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.training.loss_nodes import measure
 from onnxprune.training.losses import LOSS, TEACHER, Objective
-from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.metrics import area_under_curve, metric_for
 
 __all__ = ["better", "evaluate", "judged_values", "main_metric", "model_metrics"]

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Axis, Mask, Observable
+from onnxprune.gradients.gradient import GradientGraph
+from onnxprune.gradients.top_k import sparsified
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.products import attach_products
 from onnxprune.instrument.statistics import Collector
 from onnxprune.methods.compose import NOISE, PENALTY, Influence
 from onnxprune.ops.registry import PARAMETERS, Role, Sizes
-from onnxprune.training.gradient import GradientGraph
-from onnxprune.training.gradient_topk import sparsified
 from onnxprune.updates.graph import Transform
 from onnxprune.updates.transforms import masked, noisy, penalized
 

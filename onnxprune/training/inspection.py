@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from onnxprune.data.synthetic import synthetic
 from onnxprune.errors import ConfigError, DataError, ModelError, RuntimeUnavailableError
+from onnxprune.gradients.lowering import lower
+from onnxprune.gradients.paths import APART, blocked, described, reaching
 from onnxprune.graph import cost
 from onnxprune.graph.batch import fixed_batches, opened
 from onnxprune.graph.groups import analyze
@@ -18,8 +20,6 @@ from onnxprune.model import PROTOBUF_LIMIT, nbytes, opset, trainable_dtype
 from onnxprune.reports import FrozenRow, GroupRow, Inspection
 from onnxprune.runtime.batches import PROVING, is_same
 from onnxprune.runtime.session import Device, check_runtime, is_newer
-from onnxprune.training.lowering import lower
-from onnxprune.training.paths import APART, blocked, described, reaching
 from onnxprune.training.problem import read_model, with_sizes
 
 __all__ = ["inspect"]

@@ -17,12 +17,12 @@ from onnxprune.base import Array, Axis, Index
 from onnxprune.data import IGNORED
 from onnxprune.emit import Emitter
 from onnxprune.errors import ConfigError
+from onnxprune.gradients.compositions import softplus
+from onnxprune.gradients.lowering import TrainingCopy
 from onnxprune.model import opset, shape_of
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.compositions import softplus
 from onnxprune.training.custom_loss import graft, matched
 from onnxprune.training.losses import LOSS, Objective
-from onnxprune.training.lowering import TrainingCopy
 
 __all__ = ["attach", "measure", "part_names"]
 

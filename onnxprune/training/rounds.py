@@ -16,6 +16,10 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Index, Observable, Snapshot
 from onnxprune.errors import ConfigError, ModelError
+from onnxprune.gradients.gradient import GradientGraph, differentiate
+from onnxprune.gradients.lowering import TrainingCopy, evaluation_copy, lower
+from onnxprune.gradients.trial import attempt
+from onnxprune.gradients.update_kernels import has_kernel
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.methods.compose import Influence
@@ -24,8 +28,6 @@ from onnxprune.runtime.single import OTHERS, narrowed, widened
 from onnxprune.runtime.verify import is_random
 from onnxprune.training.config import RunConfig
 from onnxprune.training.evaluation import judged_values
-from onnxprune.training.gradient import GradientGraph, differentiate
-from onnxprune.training.gradient_update import has_kernel
 from onnxprune.training.influence import (
     preactivations,
     scalars,
@@ -35,10 +37,8 @@ from onnxprune.training.influence import (
 )
 from onnxprune.training.loss_nodes import attach as attach_loss
 from onnxprune.training.losses import Objective
-from onnxprune.training.lowering import TrainingCopy, evaluation_copy, lower
 from onnxprune.training.problem import Problem
 from onnxprune.training.session import Session
-from onnxprune.training.trial import attempt
 from onnxprune.updates import rules
 from onnxprune.updates.accumulation import Accumulation, build_accumulation
 from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update

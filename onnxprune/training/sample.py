@@ -12,11 +12,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.base import Array, Axis, Floats, Observable, Observations
+from onnxprune.gradients.lowering import evaluation_copy
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.measures import Measurement, attach_measurement
 from onnxprune.instrument.statistics import attach
 from onnxprune.runtime.session import Runner
-from onnxprune.training.lowering import evaluation_copy
 from onnxprune.training.problem import Problem
 from onnxprune.windows import merge_windows
 

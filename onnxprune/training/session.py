@@ -22,11 +22,11 @@ import onnx_ir as ir
 
 from onnxprune.base import Array, Snapshot
 from onnxprune.errors import ConfigError, NonFiniteLossError, TrainingError
+from onnxprune.gradients.gradient import GradientGraph
+from onnxprune.gradients.lowering import expose
+from onnxprune.gradients.update_kernels import GRADIENTS, PARAMETERS, kernel
 from onnxprune.runtime.buffers import Bound, Chain, Listed, Runs, Store
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.gradient import GradientGraph
-from onnxprune.training.gradient_update import GRADIENTS, PARAMETERS, kernel
-from onnxprune.training.lowering import expose
 from onnxprune.updates.accumulation import Accumulation
 from onnxprune.updates.graph import AVERAGE, CONTINUED, LEARNING_RATE, SHARE, STEP, UpdateGraph
 from onnxprune.updates.split import Piece, SplitUpdate

@@ -16,11 +16,11 @@ from onnx_ir.passes import common as passes
 
 from onnxprune.base import Array, Axis, Index
 from onnxprune.errors import ConfigError
+from onnxprune.gradients.lowering import evaluation_copy
 from onnxprune.model import trainable_dtype
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.runtime.verify import stilled
 from onnxprune.training.losses import TEACHER
-from onnxprune.training.lowering import evaluation_copy
 
 __all__ = ["Teacher", "descend", "hidden_values"]
 

@@ -5,7 +5,7 @@ parameter's. Everything around it (clipping, weight decay that enters the gradie
 composes in `updates.graph`. Every rule's docstring gives its formula in numpy, and the tests hold
 the graph to it.
 
-Where a runtime has a kernel that does what a rule says (`training.gradient_update`), it takes the
+Where a runtime has a kernel that does what a rule says (`gradients.update_kernels`), it takes the
 rule's place, and `updates.split` writes what stands around it. (Of onnxruntime-training's,
 AdamOptimizer, a node per tensor, is as fast as AdamWOptimizer, which takes lists, but wrong where
 outputs overwrite inputs: off by 4e-2 after 99 steps.)

@@ -8,10 +8,10 @@ import pytest
 from graphs import feeds, model
 
 from onnxprune.base import Array, Axis, Observable, Window
+from onnxprune.gradients.gradient import GradientGraph, differentiate
 from onnxprune.graph.shapes import settle
 from onnxprune.instrument.products import attach_products
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.gradient import GradientGraph, differentiate
 from onnxprune.windows import merge_windows
 
 pytestmark = pytest.mark.ort

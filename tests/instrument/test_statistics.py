@@ -10,13 +10,13 @@ import pytest
 from graphs import feeds, model
 
 from onnxprune.base import Array, Axis, Observable, Window
+from onnxprune.gradients.gradient import differentiate
+from onnxprune.gradients.lowering import TrainingCopy, lower
 from onnxprune.graph.shapes import settle
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.gradient import differentiate
 from onnxprune.training.loss_nodes import attach as attach_loss
 from onnxprune.training.losses import LOSS, TARGET, resolve
-from onnxprune.training.lowering import TrainingCopy, lower
 from onnxprune.windows import merge_windows
 
 FIELDS = ("total", "square", "absolute", "active", "low", "high", "pairs")

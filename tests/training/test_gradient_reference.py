@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from onnxprune.base import Array
+from onnxprune.gradients import gradient
+from onnxprune.gradients.blocked import DOMAIN, block_size
 from onnxprune.model import set_constant
-from onnxprune.training import gradient
-from onnxprune.training.gradient_blocked import DOMAIN, block_size
 from onnxprune.training.losses import TARGET
 
 pytestmark = pytest.mark.ort

@@ -10,11 +10,11 @@ from scipy.special import expit, log_softmax, softmax
 
 from onnxprune.base import Axis
 from onnxprune.errors import ConfigError
+from onnxprune.gradients.lowering import lower
 from onnxprune.runtime.session import Runner
 from onnxprune.training.loss_nodes import attach, measure
 from onnxprune.training.loss_spec import Loss
 from onnxprune.training.losses import LOSS, TARGET, TEACHER, Objective, resolve
-from onnxprune.training.lowering import lower
 
 pytestmark = pytest.mark.ort
 

@@ -7,10 +7,10 @@ import pytest
 
 from onnxprune.data import Split, check_target
 from onnxprune.errors import ConfigError
+from onnxprune.gradients.lowering import lower
 from onnxprune.runtime.session import Runner
 from onnxprune.training.loss_nodes import attach, measure
 from onnxprune.training.losses import LOSS, TARGET, resolve
-from onnxprune.training.lowering import lower
 
 
 def graph(body, *, shape="N,3", name="y"):
