@@ -30,9 +30,9 @@ Where we deviate, and why:
   strength of the penalty follows the schedule of what may remain: it grows by half at every check
   that is behind, up to tenfold, and shrinks as much when it is ahead. What has grown shrinks also
   when the loss has risen, but while units are missing never below the strength asked for: a
-  trained network's loss rises with the first of them. The penalty ends when the target is met;
-  what is still missing when the part of the run that is left for recovery begins goes by the
-  smallest scale (or mean activation).
+  trained network's loss rises with the first of them. When the target is met the penalty ends, and
+  from then on only constant units go, however many die with them; what is still missing when the
+  part of the run that is left for recovery begins goes by the smallest scale (or mean activation).
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def demp(
         span: share of the run that the cycle takes, in (0, 1]; its reg_param_span.
         mask: "live" noises weights that have a gradient, "all" every weight.
         variance: units whose variance is at most this share of their group's mean variance are
-            dead too, for activations that are never constant; 0 for none. The code's quasi-dead
-            test has 0.01.
+            dead too, for activations that are never constant, and where scales swing around zero;
+            0 for none. The code's quasi-dead test has 0.01. A target is not exceeded by them.
 
     Raises:
         ConfigError: an impossible option.
@@ -135,7 +135,7 @@ def demp(
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         axes = {c.axis for group in moment.analysis.groups for c in group.consumers}
         seen = moment.probe(sorted(axes), _OBSERVED)
-        plan = _burial(moment, seen, variance)
+        plan = _burial(moment, seen, variance if state.pressure else 0.0)
         lowest = float(np.fmin(state.reference, moment.loss))
         after = replace(state, next=state.course.after(moment.step), reference=lowest)
         limit = moment.limit
@@ -144,6 +144,8 @@ def demp(
         left = counter(moment)({} if plan is None else plan.keep)
         if left > limit.final and moment.step >= state.course.deadline:
             return replace(after, pressure=0.0), _by_scale(moment, limit.final)
+        if left < limit.final:
+            plan = _held_back(moment, seen, limit.final)
         return replace(after, pressure=_pressed(state, moment, limit, left)), plan
 
     return Pruner(
@@ -184,6 +186,16 @@ def _burial(moment: Moment, seen: Observations, variance: float) -> Plan | None:
         exact={name: mask & ~kept[name] for name, mask in exact.items()},
     )
     return plan if plan.removed() else None
+
+
+def _held_back(moment: Moment, seen: Observations, allowance: int) -> Plan | None:
+    """Everything that is constant; of what is nearly so, only as much as has to go."""
+    plan = _burial(moment, seen, 0.0)
+    if counter(moment)({} if plan is None else plan.keep) <= allowance:
+        return plan
+    spreads = {group.name: _still(group, seen)[1] for group in moment.analysis.groups}
+    scores = {name: spread for name, spread in spreads.items() if spread is not None}
+    return to_limit(moment, scores, allowance, allocation="global")
 
 
 def _still(group: Group, seen: Observations) -> tuple[Mask, Floats | None]:

@@ -145,6 +145,23 @@ def test_a_loss_that_has_risen_takes_back_only_what_the_pressure_had_grown(
     assert found.pressure == pytest.approx(after)
 
 
+def test_of_what_is_nearly_dead_no_more_goes_than_a_target_asks_for() -> None:
+    scale = np.array([1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 1, 1], np.float32)
+    net = model(NORMALIZED, scale=scale, shift=np.zeros(8, np.float32), m=np.zeros(8, np.float32))
+    _, plan = decided(net, variance=0.01)
+    (mask,) = plan.keep.values()
+    assert mask.sum() == 2
+    five = prune(net, analyze(net), Plan(keep={next(iter(plan.keep)): np.arange(8) > 2})).model
+    limit = Limit(kind="params", now=cost.parameters(net), final=cost.parameters(five))
+    state, plan = decided(net, variance=0.01, limit=limit)
+    (mask,) = plan.keep.values()
+    assert mask.sum() == 5
+    assert mask[6:].all()
+    pruner = demp(variance=0.01)
+    smaller = moment(five, feeds(five, batch=64), step=20, limit=limit)
+    assert pruner.decide(replace(state, pressure=0.0), smaller)[1] is None
+
+
 def test_what_is_missing_at_the_deadline_goes_by_the_smallest_scale() -> None:
     scale = np.arange(1, 9, dtype=np.float32)
     net = model(NORMALIZED, scale=scale)
