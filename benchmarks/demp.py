@@ -52,7 +52,6 @@ METHODS = ("demp", "magnitude", "taylor", "random")
 SIZES = (50, 30, 15)  # % of the parameters
 COMMON: Mapping[str, Any] = {
     "seed": 0,
-    "batch_size": 64,
     "optimizer": "adam",
     "schedule": "one-cycle",
     "loss": "cross-entropy",
@@ -70,12 +69,14 @@ class Setting:
     Attributes:
         model: makes it.
         epochs: of every row.
+        batch_size: of every row; scales need about a thousand steps to get to zero.
         learning_rate: of every row, at the peak of its cycle.
         demp: options of DemP.
     """
 
     model: Callable[[], ir.Model]
     epochs: int
+    batch_size: int
     learning_rate: float
     demp: Mapping[str, float]
 
@@ -88,12 +89,14 @@ SETTINGS = {
     "vgg": Setting(
         model=_vgg,
         epochs=EPOCHS,
+        batch_size=64,
         learning_rate=5e-3,
         demp={"strength": 1e-3, "variance": 0.01},
     ),
     "resnet20": Setting(
         model=lambda: load(RESNET),
         epochs=max(EPOCHS // 3, 1),
+        batch_size=32,
         learning_rate=2e-3,
         demp={"strength": 5e-3, "variance": 0.01},
     ),
@@ -109,6 +112,7 @@ def row(setting: Setting, data: Data, method: str, size: int | None = None) -> d
         method_options=setting.demp if method == "demp" else {},
         target=None if size is None else f"params={size}%",
         epochs=setting.epochs,
+        batch_size=setting.batch_size,
         learning_rate=setting.learning_rate,
         **COMMON,
     )
