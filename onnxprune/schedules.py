@@ -8,9 +8,13 @@ from typing import TypeAlias
 
 from onnxprune.errors import ConfigError
 
-__all__ = ["SPARSITY", "Schedule", "constant", "cosine", "one_cycle", "step"]
+__all__ = ["SPARSITY", "WARM", "Schedule", "constant", "cosine", "one_cycle", "step"]
 
 Schedule: TypeAlias = Callable[[int], float]
+
+
+WARM = 0.3
+"""Share of a one-cycle's steps that go up, as optax has it."""
 
 
 def constant() -> Schedule:
@@ -36,7 +40,7 @@ def cosine(total: int, *, final: float = 0.0) -> Schedule:
 
 
 def one_cycle(
-    total: int, *, warm: float = 0.3, start: float = 25.0, final: float = 1e4
+    total: int, *, warm: float = WARM, start: float = 25.0, final: float = 1e4
 ) -> Schedule:
     """Up to 1 and down again along two half cosines: optax.cosine_onecycle_schedule with peak 1.
 

@@ -64,6 +64,10 @@ class Course:
         """The step by which a target should be reached: what follows is left for recovery."""
         return int((1 - RECOVERY) * self.steps)
 
+    def checks(self, step: int) -> int:
+        """Decisions from the one at `step` to that at the deadline, both counted."""
+        return 1 + max(math.ceil((self.deadline - step) / self.interval), 0)
+
     def after(self, step: int) -> int:
         """The step of the decision after one at `step`; never past the deadline or the end."""
         marks = [mark for mark in (self.deadline, self.steps) if mark > step]

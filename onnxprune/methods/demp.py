@@ -31,8 +31,9 @@ Where we deviate, and why:
   that is behind, up to tenfold, and shrinks as much when it is ahead. What has grown shrinks also
   when the loss has risen, but while units are missing never below the strength asked for: a
   trained network's loss rises with the first of them. When the target is met the penalty ends, and
-  from then on only constant units go, however many die with them; what is still missing when the
-  part of the run that is left for recovery begins goes by the smallest scale (or mean activation).
+  from then on only constant units go, however many die with them. From the peak of the cycle to the
+  part of the run that is left for recovery, equal parts of what is still missing go at every check:
+  first what is dead, then by the smallest scale (or mean activation).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ from onnxprune.methods.gradual import penalized_scales, scores_of, to_limit
 from onnxprune.methods.importance import mean_activation, scale
 from onnxprune.methods.lossless import means
 from onnxprune.methods.options import check_range, check_word
-from onnxprune.schedules import one_cycle
+from onnxprune.schedules import WARM, one_cycle
 
 __all__ = ["demp"]
 
@@ -141,12 +142,16 @@ def demp(
         limit = moment.limit
         if limit is None:
             return after, plan
-        left = counter(moment)({} if plan is None else plan.keep)
-        if left > limit.final and moment.step >= state.course.deadline:
-            return replace(after, pressure=0.0), _by_scale(moment, limit.final)
+        living = {} if plan is None else plan.keep
+        left = counter(moment)(living)
+        after = replace(after, pressure=_pressed(state, moment, limit, left))
         if left < limit.final:
-            plan = _held_back(moment, seen, limit.final)
-        return replace(after, pressure=_pressed(state, moment, limit, left)), plan
+            return after, _held_back(moment, seen, limit.final)
+        if left == limit.final or moment.step < span * WARM * state.course.steps:
+            return after, plan
+        checks = state.course.checks(moment.step)
+        allowance = left - math.ceil((left - limit.final) / checks)
+        return after, _by_scale(moment, living, allowance)
 
     return Pruner(
         requires=frozenset(),
@@ -228,15 +233,16 @@ def _unaccounted(
     return ~keep & ~zero & ~taken
 
 
-def _by_scale(moment: Moment, allowance: int) -> Plan | None:
-    """What is missing, by the smallest scales; groups without one by their mean activation."""
+def _by_scale(moment: Moment, living: Mapping[str, Mask], allowance: int) -> Plan | None:
+    """The dead and the smallest scales, or mean activations of groups without; to `allowance`."""
     scores = scores_of(mean_activation(), moment, {}) | scores_of(scale(), moment, {})
-    return to_limit(moment, scores, allowance, allocation="global")
+    known = {name: np.where(living.get(name, True), row, 0.0) for name, row in scores.items()}
+    return to_limit(moment, known, allowance, allocation="global")
 
 
 def _pressed(state: State, moment: Moment, limit: Limit, left: int) -> float:
-    """The factor of the penalty after a check that leaves `left`."""
-    if left <= limit.final:
+    """The factor of the penalty after a check at which `left` are alive."""
+    if left <= limit.final or moment.step >= state.course.deadline:
         return 0.0
     if left <= limit.now:
         return state.pressure / _PRESSURE
