@@ -162,6 +162,18 @@ def test_of_what_is_nearly_dead_no_more_goes_than_a_target_asks_for() -> None:
     assert pruner.decide(replace(state, pressure=0.0), smaller)[1] is None
 
 
+def test_equal_parts_of_what_is_missing_go_from_the_peak_of_the_cycle_on() -> None:
+    scale = np.arange(1, 9, dtype=np.float32)
+    net = model(NORMALIZED, scale=scale)
+    size = cost.parameters(net)
+    limit = Limit(kind="params", now=size // 2, final=size // 2)
+    assert decided(net, step=20, limit=limit)[1] is None
+    _, plan = decided(net, step=30, limit=limit)  # checks at 30, 40 and 50
+    assert plan.keep[next(iter(plan.keep))].tolist() == [False] * 2 + [True] * 6
+    state, _ = decided(net, step=30, limit=limit)
+    assert state.pressure > 0
+
+
 def test_what_is_missing_at_the_deadline_goes_by_the_smallest_scale() -> None:
     scale = np.arange(1, 9, dtype=np.float32)
     net = model(NORMALIZED, scale=scale)
