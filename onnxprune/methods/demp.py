@@ -47,6 +47,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Floats, Group, Mask, Observable, Observations, Plan
 from onnxprune.graph.groups import Analysis
+from onnxprune.methods.allocation import CHOICES
 from onnxprune.methods.compose import (
     NOISE,
     PENALTY,
@@ -96,6 +97,7 @@ def demp(
     span: float = 1.0,
     mask: str = "live",
     variance: float = 0.0,
+    allocation: str = "auto",
 ) -> Pruner:
     """Demon pruning (see the module).
 
@@ -108,6 +110,7 @@ def demp(
         variance: units whose variance is at most this share of their group's mean variance are
             dead too, for activations that are never constant, and where scales swing around zero;
             0 for none. The code's quasi-dead test has 0.01. A target is not exceeded by them.
+        allocation: of what goes by its scale, one of `allocation.CHOICES`.
 
     Raises:
         ConfigError: an impossible option.
@@ -115,6 +118,7 @@ def demp(
     check_range("[0, inf)", strength=strength, noise=noise, variance=variance)
     check_range("(0, 1]", span=span)
     check_word(_MASKS, mask=mask)
+    check_word(CHOICES, allocation=allocation)
 
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))
@@ -151,7 +155,7 @@ def demp(
             return after, plan
         checks = state.course.checks(moment.step)
         allowance = left - math.ceil((left - limit.final) / checks)
-        return after, _by_scale(moment, living, allowance)
+        return after, _by_scale(moment, living, allowance, allocation)
 
     return Pruner(
         requires=frozenset(),
@@ -233,11 +237,13 @@ def _unaccounted(
     return ~keep & ~zero & ~taken
 
 
-def _by_scale(moment: Moment, living: Mapping[str, Mask], allowance: int) -> Plan | None:
+def _by_scale(
+    moment: Moment, living: Mapping[str, Mask], allowance: int, allocation: str
+) -> Plan | None:
     """The dead and the smallest scales, or mean activations of groups without; to `allowance`."""
     scores = scores_of(mean_activation(), moment, {}) | scores_of(scale(), moment, {})
     known = {name: np.where(living.get(name, True), row, 0.0) for name, row in scores.items()}
-    return to_limit(moment, known, allowance, allocation="global")
+    return to_limit(moment, known, allowance, allocation=allocation)
 
 
 def _pressed(state: State, moment: Moment, limit: Limit, left: int) -> float:
