@@ -57,7 +57,7 @@ def compared(data: Data, seed: int) -> dict[str, Any]:
         return trained(model, data, method="none", **common)
 
     def mesimp(_found: Mapping[str, Any]) -> dict[str, Any]:
-        published = {"k": 160, "rate": 0.1, "cycle": 40}
+        published = {"k": 160, "rate": 0.1}
         return trained(model, data, method="mesimp", method_options=published, **common)
 
     def random(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,8 @@ from onnxprune.windows import merge_windows
 
 __all__ = ["meprop", "mesimp"]
 
+_CYCLE = 5  # epochs
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class State:
@@ -55,23 +57,21 @@ class State:
     seen: Observations = field(default_factory=dict)
 
 
-def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 40, unified: bool = False) -> Pruner:
+def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 0, unified: bool = False) -> Pruner:
     """Training and model simplification (see the module).
-
-    The published run on MNIST has 8 windows per epoch and cycles of 5 epochs: with the interval at
-    an eighth of an epoch, `cycle` is 40.
 
     Args:
         k: gradients that go on per layer, at least 1. Since active units are always chosen in
             layers narrower than k, the widths end near k at most.
         rate: the paper's p: units hit by a smaller share of the examples go, in [0, 1].
-        cycle: windows per cycle, at least 1.
+        cycle: windows per cycle; 0 for those of five epochs, as published.
         unified: one choice for the batch instead of one per example.
 
     Raises:
         ConfigError: an impossible option.
     """
-    check_range("[1, inf)", k=k, cycle=cycle)
+    check_range("[1, inf)", k=k)
+    check_range("[0, inf)", cycle=cycle)
     check_range("[0, 1]", rate=rate)
 
     def init(_analysis: Analysis, course: Course) -> State:
@@ -84,8 +84,9 @@ def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 40, unified: bool = 
         return step >= state.next
 
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
-        number = state.window // cycle
-        starts = state.window > 0 and state.window % cycle == 0
+        length = cycle or max(round(_CYCLE * state.course.epoch / state.course.interval), 1)
+        number = state.window // length
+        starts = state.window > 0 and state.window % length == 0
         following = state.course.after(moment.step)
         after = replace(state, window=state.window + 1, next=following, seen={})
         if moment.limit is not None:

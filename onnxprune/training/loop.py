@@ -338,9 +338,11 @@ class Loop:
         self.tally = self.tally.checked(record, plan.notes)
         if stage is not self.stage:
             self._close()
-            self.stage, self.tally = stage, self.tally.pruned(record)
+            self.stage = stage
+            self.tally = self.tally.pruned(record) if plan.alters() else self.tally
             self.round = self._open()
-        self.emit(record)  # when it is done: whoever is told may interrupt the run
+        if plan.alters():
+            self.emit(record)  # when it is done: whoever is told may interrupt the run
 
     def _without_failed(self) -> Stage:
         """The stage as the method may see it: without groups that failed verification."""

@@ -65,6 +65,12 @@ def test_units_go_in_even_cycles_only_and_moments_start_again_with_each_cycle() 
     assert fresh == [False, False, True, False, True]
 
 
+def test_cycles_are_five_epochs_long_where_nothing_else_is_said() -> None:
+    """An epoch of 20 steps has two windows of 10."""
+    plans = [after(mesimp(k=2, rate=0.5), [2, 2, 1, 2], windows=n) for n in (10, 11, 20, 21)]
+    assert [kept(plan) for plan in plans] == [[0, 1, 3], [0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 3]]
+
+
 def test_it_counts_real_examples() -> None:
     net = network()
     pruner = mesimp(k=2)
@@ -82,7 +88,7 @@ def test_meprop_changes_training_and_removes_nothing() -> None:
     assert not pruner.due(pruner.init(analyze(net), COURSE), 100)
 
 
-@pytest.mark.parametrize(("option", "value"), [("k", 0), ("cycle", 0), ("rate", 1.5)])
+@pytest.mark.parametrize(("option", "value"), [("k", 0), ("cycle", -1), ("rate", 1.5)])
 def test_impossible_options_are_refused(option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
         mesimp(**{option: value})

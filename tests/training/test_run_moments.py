@@ -19,6 +19,7 @@ from runs import (
 from onnxprune.base import Array, Axis, Plan
 from onnxprune.graph.parameters import trained
 from onnxprune.model import save
+from onnxprune.reports import Pruned
 from onnxprune.training.config import RunConfig
 from onnxprune.training.problem import pose
 from onnxprune.training.pruning import Stage, apply, inputs_of, removable
@@ -112,3 +113,13 @@ def test_models_with_batch_normalization_shrink_in_both_modes(train: Train, mode
     result = train(path("digits_vgg"), (x, y), batch_norm=mode, **{**SHRINK, "epochs": 2})
     assert result.report.reached
     assert result.report.after.metrics["accuracy"] > 0.9
+
+
+def test_a_fresh_optimizer_alone_is_no_removal(train: Train) -> None:
+    """Rate 0 removes nothing; a cycle of one window resets moments at every decision."""
+    options = {"k": 1000, "rate": 0.0, "cycle": 1}
+    result = train(
+        path("digits_mlp"), digits(600), method="mesimp", method_options=options, epochs=4
+    )
+    assert [event for event in result.events if isinstance(event, Pruned)] == []
+    assert result.report.after.parameters == result.report.before.parameters
