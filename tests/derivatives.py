@@ -76,6 +76,11 @@ def one(op: str, **how: object) -> Case:
 
 
 _IMAGE = "3,5,6"
+_STATES = "int64[1] two = {2}, int64[1] units = {3}"
+_FIRST = (  # of both directions, the same for every example
+    "t = Transpose<perm=[1,0,2]>(h) n = Shape<start=0,end=1>(h) "
+    "s = Concat<axis=0>(two, n, units) u = Expand(p_d, s) "
+)
 _UNARY = """
 Abs Atan Asinh Cos Cosh Elu Erf Exp HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu Selu
 Sigmoid Sin Sinh Softplus Softsign Tan Tanh ThresholdedRelu
@@ -208,6 +213,22 @@ CASES: dict[str, Case] = {
         others=("1,9,5", "1,9,3", "1,18"),
         native=True,
     ),
+    "GRU/states": Case(
+        _FIRST + 'a, b = GRU<hidden_size=3, direction="bidirectional">(t, p_a, p_b, p_c, , u) '
+        "z = Add(a, b)",
+        shape="4,5",
+        others=("2,9,5", "2,9,3", "2,18", "2,1,3"),
+        constants=_STATES,
+        native=True,
+    ),
+    "GRU/after": Case(
+        _FIRST + 'a, b = GRU<hidden_size=3, linear_before_reset=1, direction="bidirectional">'
+        "(t, p_a, p_b, p_c, , u) z = Add(a, b)",
+        shape="4,5",
+        others=("2,9,5", "2,9,3", "2,18", "2,1,3"),
+        constants=_STATES,
+        native=True,
+    ),
     "Gather": one("Gather<axis=1>(h, i)", constants="int64[3] i = {2,0,2}"),
     "Gather/scalar": one("Gather<axis=1>(h, i)", shape="4,3", constants="int64 i = {-1}"),
     "Gather/int32": one("Gather(p_a, i)", others=("6,4",), constants="int32[2,2] i = {5,0,0,3}"),
@@ -305,6 +326,31 @@ CASES: dict[str, Case] = {
         constants="int32[1] three = {3}, int64[1] two = {2}, int64[1] units = {3}",
         native=True,
     ),
+    "LSTM/states": Case(
+        _FIRST + "v = Expand(p_e, s) "
+        'a, b, c = LSTM<hidden_size=3, direction="bidirectional">(t, p_a, p_b, p_c, , u, v) '
+        "d = Add(a, b) z = Add(d, c)",
+        shape="4,5",
+        others=("2,12,5", "2,12,3", "2,24", "2,1,3", "2,1,3"),
+        constants=_STATES,
+        native=True,
+    ),
+    "LSTM/start": Case(
+        "t = Transpose<perm=[1,0,2]>(h) n = Shape<start=0,end=1>(h) "
+        "s = Concat<axis=0>(one, n, units) u = Expand(p_d, s) v = Expand(p_e, s) "
+        "a, b, c = LSTM<hidden_size=3>(t, p_a, p_b, p_c, , u, v) d = Add(a, b) z = Add(d, c)",
+        shape="4,5",
+        others=("1,12,5", "1,12,3", "1,24", "1,1,3", "1,1,3"),
+        constants="int64[1] one = {1}, int64[1] units = {3}",
+        native=True,
+    ),
+    "LSTM/last": Case(
+        "t = Transpose<perm=[1,0,2]>(h) "
+        ', z, c = LSTM<hidden_size=3, direction="reverse">(t, p_a, p_b)',
+        shape="4,5",
+        others=("1,12,5", "1,12,3"),
+        native=True,
+    ),
     "LayerNormalization": one("LayerNormalization(h, p_a, p_b)", shape="3,6", others=("6", "6")),
     "LayerNormalization/axis": one(
         "LayerNormalization<axis=1>(h, p_a)", shape="3,6", others=("3,6",)
@@ -398,6 +444,14 @@ CASES: dict[str, Case] = {
         "t = Transpose<perm=[1,0,2]>(h) z, zh = RNN<hidden_size=3>(t, p_a, p_b, p_c)",
         shape="4,5",
         others=("1,3,5", "1,3,3", "1,6"),
+    ),
+    "RNN/states": Case(
+        _FIRST + 'a, b = RNN<hidden_size=3, direction="bidirectional">(t, p_a, p_b, p_c, , u) '
+        "z = Add(a, b)",
+        shape="4,5",
+        others=("2,3,5", "2,3,3", "2,6", "2,1,3"),
+        constants=_STATES,
+        native=True,
     ),
     "Reciprocal": one("Reciprocal(h)", positive=True),
     "ReduceL1": one("ReduceL1<axes=[2], keepdims=0>(h)", shape="3,4"),

@@ -183,7 +183,7 @@ def test_the_wheel_holds_every_module_and_data_file(tmp_path: Path) -> None:
 
 
 ENGINE_MODULES = re.compile(
-    r"gradients/(gradient|passes|blocked|top_k|update_kernels|engine|hidden|control|elementwise)\.py"
+    r"gradients/(gradient|passes|blocked|top_k|update_kernels|engine|hidden|plain_recurrent|control|elementwise)\.py"
 )
 VENDOR_RULES = re.compile(r"onnxprune/ops/|gradients/(fused|\w*attention)\.py")
 

@@ -104,7 +104,7 @@ def differentiate(
         )
     assert built is not None
     inner = functools.partial(differentiate_body, opsets=model.opset_imports, provider=provider)
-    reveal(built, hidden, inner)
+    reveal(built, hidden, inner, provider)
     gradients = _gradients(names, built.graph)
     _order(built.graph, [*outputs, *(gradients[name] for name in trained)])
     improve(built, provider=provider)

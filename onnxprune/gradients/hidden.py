@@ -68,6 +68,7 @@ class Call:
         slopes: per output, its slope; None where the loss does not depend on it.
         wanted: per input and then per capture, whether its slope is needed.
         differentiate: the slopes of a body; see `bodies.differentiate_body`.
+        provider: what the graph will run on, where a rule may make use of its own kernels; "" else.
     """
 
     node: ir.Node
@@ -75,6 +76,7 @@ class Call:
     slopes: tuple[ir.Value | None, ...]
     wanted: tuple[bool, ...]
     differentiate: Differentiate
+    provider: str = ""
 
     def input(self, slot: int) -> ir.Value:
         """An input that is there."""
@@ -119,10 +121,9 @@ def hide(model: ir.Model, live: Container[ir.Value]) -> list[Hidden]:
         item = Hidden(number=len(found), node=node, captures=outside)
         call = box(item.name(_FORWARD), [*node.inputs, *outside], len(node.outputs))
         graph.insert_before(node, call)
-        for old, new in zip(node.outputs, call.outputs, strict=True):
-            new.name, new.shape = old.name, old.shape
-            if old.name:
-                new.type = old.type or _type_like(node)
+        for place, (old, new) in enumerate(zip(node.outputs, call.outputs, strict=True)):
+            new.name = old.name or f"{item.name(_FORWARD)}/unused_{place}"  # the engine needs one
+            new.type, new.shape = old.type or _type_like(node), old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
             replaced[old] = new
         graph.remove(node)
@@ -181,7 +182,9 @@ def _register(hidden: Sequence[Hidden]) -> None:
         )
 
 
-def reveal(model: ir.Model, hidden: Sequence[Hidden], differentiate: Differentiate) -> None:
+def reveal(
+    model: ir.Model, hidden: Sequence[Hidden], differentiate: Differentiate, provider: str = ""
+) -> None:
     """Put the hidden nodes back into `model`, a finished gradient graph, with their gradients."""
     graph = model.graph
     calls = {operator_of(node): node for node in graph}
@@ -191,7 +194,7 @@ def reveal(model: ir.Model, hidden: Sequence[Hidden], differentiate: Differentia
             continue
         node, captures = _restored(graph, forward, item)
         if backward is not None:
-            _answer(model, backward, node, captures, differentiate)
+            _answer(model, backward, node, captures, differentiate, provider)
     if hidden:
         graph.opset_imports.pop(DOMAIN, None)
         graph.sort()
@@ -232,6 +235,7 @@ def _answer(
     node: ir.Node,
     captures: tuple[ir.Value, ...],
     differentiate: Differentiate,
+    provider: str,
 ) -> None:
     """What the node's rule writes, in the place of the call for its slopes."""
     graph = model.graph
@@ -252,6 +256,7 @@ def _answer(
             slopes=tuple(_known(graph, value) for value in call.inputs),
             wanted=needed,
             differentiate=differentiate,
+            provider=provider,
         ),
     )
     made: list[ir.Value | None] = []

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN as Scans over their steps, whose gradient `training.control` writes.
+"""LSTM, GRU and RNN in their rarer forms: Scans over the steps, whose gradient `control` writes.
 
 The products with W, and everything else that needs no state, are taken for all steps at once; a
 pass holds one product with R. So sequences of any length train, and the training copy computes the
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
+from onnxprune.gradients.plain_recurrent import is_plain
 from onnxprune.gradients.slots import attribute, data_input, optional_input, wanted
 from onnxprune.model import shape_of
 from onnxprune.ops.registry import lowers
@@ -74,6 +75,8 @@ class _Direction:
 @lowers("LSTM", "GRU", "RNN")
 def recurrent(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None] | None:
     """One Scan per direction; Y, Y_h and Y_c put together from what they give."""
+    if is_plain(node):
+        return None
     directions = {"forward": [0], "reverse": [1]}.get(
         attribute(node, "direction", "forward"), [0, 1]
     )

@@ -204,28 +204,39 @@ class Role:
     DEPENDENT = (AFFINE, SCALE)  # what alone makes no operator a weighted one
 
 
+_Condition: TypeAlias = Callable[[ir.Node], bool]
+
+
 class Facet(Generic[F]):
     """One table of functions by operator; registering the same opsets twice is an error."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._rows: dict[tuple[str, str], list[tuple[int, int, F]]] = {}
+        self._rows: dict[tuple[str, str], list[tuple[int, int, F, _Condition]]] = {}
 
     def register(
-        self, *op_types: str, domain: str = "", since: int = 1, until: int = NEWEST
+        self,
+        *op_types: str,
+        domain: str = "",
+        since: int = 1,
+        until: int = NEWEST,
+        when: _Condition = lambda _: True,
     ) -> Callable[[F], F]:
-        """Decorator: the function handles `op_types` of opsets `since` to `until` inclusive."""
+        """Decorator: the function handles `op_types` of opsets `since` to `until` inclusive.
+
+        `when` leaves nodes out that the function cannot handle.
+        """
 
         def add(function: F) -> F:
             for op_type in op_types:
                 rows = self._rows.setdefault((domain, op_type), [])
-                for low, high, other in rows:
+                for low, high, other, _ in rows:
                     if since <= high and low <= until:
                         raise InvariantError(
                             f"@{self.name}({op_type!r}): {function.__module__}.{function.__name__} "
                             f"and {other.__module__}.{other.__name__} both claim opset {since}"
                         )
-                rows.append((since, until, function))
+                rows.append((since, until, function, when))
             return function
 
         return add
@@ -233,15 +244,15 @@ class Facet(Generic[F]):
     def find(self, node: ir.Node, opset: int) -> F | None:
         """The function for `node` under `opset` of its domain."""
         domain = "" if node.domain in _STANDARD else node.domain
-        for low, high, function in self._rows.get((domain, node.op_type), ()):
-            if low <= opset <= high:
+        for low, high, function, when in self._rows.get((domain, node.op_type), ()):
+            if low <= opset <= high and when(node):
                 return function
         return None
 
     def rows(self) -> Iterator[tuple[str, str, int, int, F]]:
         """Every entry: domain, operator, first and last opset, function."""
         for (domain, op_type), rows in sorted(self._rows.items()):
-            for low, high, function in rows:
+            for low, high, function, _ in rows:
                 yield domain, op_type, low, high, function
 
 
