@@ -230,10 +230,11 @@ def _joined(node: _Node, fold: _Fold, sizes: tuple[int, ...]) -> dict[int, Balan
         if not isinstance(fact, Choice):
             continue
         real = dict(_real(fact))
-        order = (*real.get(fold.outer, ()), *real.get(fold.inner, ()))
-        joins = [
-            axis for axis, parts in real.items() if len(order) == 2 == len(set(parts) & set(order))
-        ]
+        outer, inner = real.get(fold.outer, ()), real.get(fold.inner, ())
+        if not len(outer) == len(inner) == 1:
+            continue
+        order = (*outer, *inner)
+        joins = [axis for axis, parts in real.items() if set(order) <= set(parts)]
         if len(joins) == 1 and len(real[joins[0]]) == 2:
             contiguous = real[joins[0]] == order
             rest = _rest(fact, (joins[0], *fold.axes), order)

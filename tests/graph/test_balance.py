@@ -41,6 +41,26 @@ def test_units_of_shufflenet_v1_are_channels() -> None:
     assert blocks == {(8, 8, 8), (6, 6, 6), (2,) * 9}
 
 
+PATCHES = """(float[N,1,2,2] x) => (float[N,3] y)
+<float[16,1,1,1] w, float[16,1,1] scale, float[3,16] v>
+{ c = Conv(x, w) cut = Reshape(c, patches) moved = Transpose <perm = [0,1,3,5,2,4]> (cut)
+  places = Reshape(moved, four) flat = Reshape(places, all)
+  normed = InstanceNormalization(flat, one, zero)
+  sizes = Shape(places) shaped = Reshape(normed, sizes) scaled = Mul(shaped, scale)
+  again = Reshape(scaled, patches) back = Transpose <perm = [0,1,4,2,5,3]> (again)
+  image = Reshape(back, two) mean = GlobalAveragePool(image) h = Flatten(mean)
+  y = Gemm <transB = 1> (h, v) }"""
+
+
+def test_a_reshape_may_cut_the_inner_axis_of_what_lies_folded() -> None:
+    """As MobileViT does: a norm over everything, then its positions as patches again."""
+    shapes = {"patches": (0, 16, 1, 2, 1, 2), "four": (0, 16, 4, 1), "all": (0, 1, -1)}
+    shapes["two"] = (0, 16, 2, 2)
+    numbers = {name: np.array(sizes, np.int64) for name, sizes in shapes.items()}
+    ends = {"one": np.ones(1, np.float32), "zero": np.zeros(1, np.float32)}
+    assert sizes(model(PATCHES, **numbers, **ends)) == [16]
+
+
 @pytest.mark.parametrize("slices", [False, True])
 def test_units_of_shufflenet_v2_are_channels(slices: bool) -> None:
     network = shufflenet_v2(width=16, blocks=2, slices=slices)
