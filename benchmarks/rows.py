@@ -86,7 +86,9 @@ def _write(file: Path, rows: Sequence[Mapping[str, str]]) -> None:
 def _circumstances() -> dict[str, Any]:
     return {
         "date": datetime.date.today().isoformat(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "machine": platform.machine(),
     }
 

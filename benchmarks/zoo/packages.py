@@ -29,6 +29,7 @@ _SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "speech-embedding": {"samples:0": (1, 32_000)},
     "Run_1663829550_Stage_0": {"input": (1, 3, 20, 160)},
     "Run_1668423760_Stage_0": {"input": (1, 3, 20, 160)},
+    "ch_PP-OCRv2_rec_infer": {"x": (1, 3, 32, 320)},
     "ch_PP-OCRv4_rec_infer": {"x": (1, 3, 48, 320)},  # the height is fixed by what the graph does
     "en_PP-OCRv4_rec_infer": {"x": (1, 3, 48, 320)},
     "smart-turn-v3.2-cpu": {"input_features": (1, 80, 800)},
