@@ -146,9 +146,11 @@ def loop(
     count = len(states) + len(slices)
     inputs = [ir.Value(name=f"{inner.prefix}/in_{n}", type=real) for n in range(count)]
     after, kept = step(inner, inputs[: len(states)], inputs[len(states) :])
-    outputs = [inner.op("Identity", value) for value in (*after, *kept)]
-    for value in outputs:
-        value.type = real
+    outputs: list[ir.Value] = []
+    for value in (*after, *kept):  # each once, and none that only passes through
+        made = value not in (*inputs, *outputs)
+        outputs.append(value if made else inner.op("Identity", value))
+        outputs[-1].type = real
     body = ir.Graph(
         inputs,
         outputs,
