@@ -69,7 +69,11 @@ _MAIN = (
     ),
     _option("keep", metavar="REGEX", help="Remove nothing from these groups."),
     _option("prune_interval", type=int, help="Steps between removals.  [default: the method's]"),
-    _option("round_to", type=int, help="Keep a multiple of this many units per group, or fewer."),
+    _option(
+        "round_to",
+        type=int,
+        help="Keep a multiple of this many units per group, or fewer.  [default: 8 with --target]",
+    ),
     _option(
         "residual",
         type=RESIDUALS,

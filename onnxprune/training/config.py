@@ -44,6 +44,8 @@ CHECKS = ("on", "off")
 
 TARGET_SCHEDULES = tuple(schedules.SPARSITY)
 
+_MULTIPLE = 8  # of widths
+
 _CHOICES = {
     "target_schedule": TARGET_SCHEDULES,
     "optimizer": tuple(OPTIMIZERS),
@@ -103,9 +105,10 @@ class RunConfig:
         keep_checkpoints: how many are kept, at least 1.
         prune_interval: steps between removals; None leaves it to the method.
         round_to: groups that lose units keep a multiple of this many, or fewer than this many;
-            1 for any number. Convolutions are blocked by 8 or 16 channels: with 8, digits_vgg at
-            40 % of its parameters ran 1.26 times as fast as with 1, digits_lenet 1.38 times
-            (medians, batch 32), at the same accuracy within one example.
+            1 for any number; None for 8 with a target and 1 without, where units go as the loss
+            allows and few at a time. Convolutions are blocked by 8 or 16 channels: with 8,
+            digits_vgg at 40 % of its parameters ran 1.26 times as fast as with 1, digits_lenet 1.38
+            times (medians, batch 32), at the same accuracy within one example.
         residual: one of `rewrite.residual.RESIDUALS`: whether what shortcuts pass on may lose other
             channels than the blocks they pass; "decouple" only where models get faster by it.
     """
@@ -148,7 +151,7 @@ class RunConfig:
     checkpoint_every: str = "2min"
     keep_checkpoints: int = 2
     prune_interval: int | None = None
-    round_to: int = 8
+    round_to: int | None = None
     residual: str = "coupled"
 
     def __post_init__(self) -> None:
@@ -227,6 +230,13 @@ class RunConfig:
     def files(self) -> tuple[str, ...]:
         """What is read beside model and data: the losses that are files."""
         return tuple(loss.kind for loss in self.losses if loss.is_custom)
+
+    @property
+    def multiple(self) -> int:
+        """What widths are rounded to."""
+        if self.round_to is None:
+            return 1 if self.target is None else _MULTIPLE
+        return self.round_to
 
     @property
     def rate(self) -> float:

@@ -330,7 +330,7 @@ class Loop:
         )
         self.state, plan = self.pruner.decide(self.state, now)
         if plan is not None:
-            plan = completed(now.analysis, plan, round_to=problem.config.round_to)
+            plan = completed(now.analysis, plan, round_to=problem.config.multiple)
         if plan is None or plan.is_empty():
             return
         size = problem.own_batch or _VERIFIED

@@ -175,7 +175,7 @@ def _moment_of(
         measure=sample.measure,
         altered=altered,
         parameters=frozenset(stage.snapshot.parameters),
-        round_to=problem.config.round_to,
+        round_to=problem.config.multiple,
         **facts,
     )
 

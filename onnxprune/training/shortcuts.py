@@ -82,7 +82,7 @@ def _small(model: ir.Model, config: RunConfig, names: Iterable[str]) -> ir.Model
     found = {group.name: criterion.score(group, held, {}) for group in analysis.groups}
     scores = {name: score for name, score in found.items() if score is not None}
     remaining = cost.Remaining(model, analysis, goal.kind)
-    complete = partial(completed_keep, analysis, worth=scores, round_to=config.round_to)
+    complete = partial(completed_keep, analysis, worth=scores, round_to=config.multiple)
     allocated = allocate(
         analysis.groups, scores, goal.limit(remaining({})), remaining, complete=complete
     )

@@ -58,7 +58,7 @@ def timing_of(problem: Problem, stage: Stage) -> Timing | None:
         problem.first_inputs(_EXAMPLES),
         goal,
         device=problem.device,
-        round_to=problem.config.round_to,
+        round_to=problem.config.multiple,
     )
 
 

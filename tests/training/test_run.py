@@ -31,6 +31,7 @@ from onnxprune.reports import (
     read_records,
 )
 from onnxprune.runtime.verify import compare
+from onnxprune.training.config import RunConfig
 
 pytestmark = pytest.mark.ort
 
@@ -231,3 +232,10 @@ def test_groups_keep_multiples_or_fewer(train: Train, number: int) -> None:
         left = sizes_after.get(group.name, 1)
         assert left == group.size or left < number or left % number == 0
     assert result.report.after.parameters < result.report.before.parameters
+
+
+def test_widths_are_rounded_where_a_target_is_asked_for() -> None:
+    assert RunConfig().multiple == 1
+    assert RunConfig(target="params=50%").multiple == 8
+    assert RunConfig(target="params=50%", round_to=3).multiple == 3
+    assert RunConfig(round_to=2).multiple == 2
