@@ -290,11 +290,7 @@ class Plan:
 
     def is_empty(self) -> bool:
         """Whether it changes nothing."""
-        return not (self.alters() or self.reset_moments)
-
-    def alters(self) -> bool:
-        """Whether it changes the model, and not only the state of its optimizer."""
-        return bool(self.removed() or self.masks or self.rewind)
+        return not (self.removed() or self.masks or self.reset_moments or self.rewind)
 
     def without(self, groups: frozenset[str]) -> Plan:
         """The same plan with nothing removed from `groups`."""

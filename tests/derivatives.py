@@ -344,6 +344,21 @@ CASES: dict[str, Case] = {
         constants="int64[1] one = {1}, int64[1] units = {3}",
         native=True,
     ),
+    "Loop/recurrent": Case(
+        "t = Transpose<perm=[1,0,2]>(h) n = Shape<start=0,end=1>(h) "
+        "s = Concat<axis=0>(one, n, units) u = Expand(zero, s) "
+        "f, c, all = Loop (three, yes, u, u) <body = b "
+        "(int64 i, bool go, float[1,N,3] f0, float[1,N,3] c0) => "
+        "(bool more, float[1,N,3] f1, float[1,N,3] c1, float[T,D,N,3] o) "
+        "{ more = Identity(go) o, f1, c1 = LSTM<hidden_size=3>(t, p_a, p_b, p_c, , f0, c0) }> "
+        "z = Add(f, c)",
+        shape="4,5",
+        others=("1,12,5", "1,12,3", "1,24"),
+        constants="int64 three = {3}, bool yes = {1}, float zero = {0.0}, int64[1] one = {1}, "
+        "int64[1] units = {3}",
+        native=True,
+    ),
+    "Mul/twice": one("Mul(p_a, p_a)", others=("5",)),
     "LSTM/last": Case(
         "t = Transpose<perm=[1,0,2]>(h) "
         ', z, c = LSTM<hidden_size=3, direction="reverse">(t, p_a, p_b)',

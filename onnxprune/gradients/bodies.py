@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.gradients.engine import DOMAIN, SUFFIX, attempt, define
-from onnxprune.gradients.hidden import box, hide, operator_of, reveal, zeros
+from onnxprune.gradients.hidden import box, hide, once, operator_of, reveal, zeros
 from onnxprune.gradients.lowering import compose, drop_unused
 from onnxprune.gradients.passes import improve
 from onnxprune.gradients.paths import live, reaching
@@ -63,6 +63,7 @@ def differentiate_body(
     copy.opset_imports.update({**opsets, DOMAIN: 1})
     compose(model)
     hidden = hide(model, live(copy, _SUM))
+    once(copy, names)
     reached = reaching(copy, _SUM, [name for name in dict.fromkeys(names) if name])
     define(
         f"{_SUM}.{len(ends)}", _SLOPES, ["GO(0)"], [f"GI({number})" for number in range(len(ends))]

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxprune.errors import TrainingError
 from onnxprune.gradients.bodies import differentiate_body
 from onnxprune.gradients.engine import SUFFIX, attempt
-from onnxprune.gradients.hidden import hide, reveal
+from onnxprune.gradients.hidden import hide, once, reveal
 from onnxprune.gradients.lowering import expose
 from onnxprune.gradients.passes import improve
 from onnxprune.gradients.paths import APART, blocked, described, live, reaching
@@ -88,6 +88,7 @@ def differentiate(
     names = tuple(ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False))
     obstacles = blocked(copy.graph, loss)
     hidden = hide(copy, live(copy.graph, loss))
+    once(copy.graph, parameters)
     trained = _not_in_the_way(obstacles, reaching(copy.graph, loss, parameters))
 
     def exposed(names: Sequence[str]) -> ir.Model:

@@ -24,7 +24,7 @@ from onnxprune.model import constant, node_key, opset, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS
 from onnxprune.scopes import subgraphs
 
-__all__ = ["Call", "Hidden", "box", "hide", "operator_of", "reveal", "zeros"]
+__all__ = ["Call", "Hidden", "box", "hide", "once", "operator_of", "reveal", "zeros"]
 
 _FORWARD, _BACKWARD = "onnxprune.forward", "onnxprune.backward"
 
@@ -180,6 +180,23 @@ def _register(hidden: Sequence[Hidden]) -> None:
             [f"GO({place})" for place in range(outputs)],
             [f"GI({place})" for place in range(inputs)],
         )
+
+
+def once(graph: ir.Graph, names: Container[str]) -> None:
+    """Let no node read one of `names` at two places: the engine calls both slopes alike."""
+    for node in list(graph):
+        seen: set[ir.Value] = set()
+        for slot, value in enumerate(node.inputs):
+            if value is None or not value.name or value.name not in names:
+                continue
+            if value in seen:
+                again = ir.node("Identity", [value])
+                copy = again.outputs[0]
+                copy.name = f"{value.name}/again_{slot}_of_{node_key(node)}"
+                copy.type, copy.shape = value.type, value.shape
+                graph.insert_before(node, again)
+                node.replace_input_with(slot, copy)
+            seen.add(value)
 
 
 def reveal(

@@ -58,7 +58,7 @@ def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     turns = _TURNS[attribute(node, "direction", "forward")]
     found = [_direction(e, call, number, turn) for number, turn in enumerate(turns)]
     if turns == (0,) and node.op_type == "LSTM" and call.provider == "cpu":
-        kept = tuple(e.op("Squeeze", value, e.integers(1)) for value in _keep(node))
+        kept = tuple(e.op("Squeeze", value, e.integers(1)) for value in _keep(e, node))
         found = [replace(found[0], kept=kept)]
     slopes = [cell(d) for d in found]
     answer: list[ir.Value | None] = [None] * len(call.wanted)
@@ -80,7 +80,7 @@ def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     return answer
 
 
-def _keep(node: ir.Node) -> Sequence[ir.Value]:
+def _keep(e: Emitter, node: ir.Node) -> Sequence[ir.Value]:
     """Let the runtime's kernel for training compute an LSTM, which keeps cells and gates."""
     units = _units(node) or 0
     node.op_type, node.domain = "LSTMTraining", "com.microsoft"
@@ -90,7 +90,7 @@ def _keep(node: ir.Node) -> Sequence[ir.Value]:
     first = node.outputs[0]
     node.resize_outputs(5)
     for name, value in zip(("last", "last_cell", "cells", "gates"), node.outputs[1:], strict=True):
-        value.name = value.name or f"{first.name}/{name}"
+        value.name = value.name or f"{e.prefix}/{name}"
         value.type = first.type
     return node.outputs[3:]
 

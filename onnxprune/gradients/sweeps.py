@@ -144,13 +144,14 @@ def loop(
     real = ir.TensorType(d.e.dtype)
     inner = Emitter(f"{d.e.prefix}/{name}_{d.number}", opset=d.e.opset, dtype=d.e.dtype)
     count = len(states) + len(slices)
-    inputs = [ir.Value(name=f"{inner.prefix}/in_{n}", type=real) for n in range(count)]
+    flat = ir.Shape([None, None])  # a nested Scan is refused when no rank is known
+    inputs = [ir.Value(name=f"{inner.prefix}/in_{n}", type=real, shape=flat) for n in range(count)]
     after, kept = step(inner, inputs[: len(states)], inputs[len(states) :])
     outputs: list[ir.Value] = []
     for value in (*after, *kept):  # each once, and none that only passes through
         made = value not in (*inputs, *outputs)
         outputs.append(value if made else inner.op("Identity", value))
-        outputs[-1].type = real
+        outputs[-1].type, outputs[-1].shape = real, flat
     body = ir.Graph(
         inputs,
         outputs,

@@ -70,6 +70,7 @@ _OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
 _MASKS = ("live", "all")
 _PRESSURE = 1.5  # by which the penalty's strength follows a target, at each check
 _STRONGEST = 10.0  # what it may grow to
+_TINY = 1e-30  # less than any living unit's score, more than that of the dead
 _TOLERANCE, _SLACK = 0.05, 0.01  # rise of the loss, relative and as a share of the trivial one
 
 
@@ -155,7 +156,7 @@ def demp(
             return after, plan
         checks = state.course.checks(moment.step)
         allowance = left - math.ceil((left - limit.final) / checks)
-        return after, _by_scale(moment, living, allowance, allocation)
+        return after, _trimmed(moment, plan, allowance, allocation)
 
     return Pruner(
         requires=frozenset(),
@@ -237,13 +238,22 @@ def _unaccounted(
     return ~keep & ~zero & ~taken
 
 
-def _by_scale(
-    moment: Moment, living: Mapping[str, Mask], allowance: int, allocation: str
-) -> Plan | None:
-    """The dead and the smallest scales, or mean activations of groups without; to `allowance`."""
+def _trimmed(moment: Moment, dead: Plan | None, allowance: int, allocation: str) -> Plan | None:
+    """`dead`, and what lives with the smallest scales or mean activations; down to `allowance`."""
     scores = scores_of(mean_activation(), moment, {}) | scores_of(scale(), moment, {})
-    known = {name: np.where(living.get(name, True), row, 0.0) for name, row in scores.items()}
-    return to_limit(moment, known, allowance, allocation=allocation)
+    if dead is None:
+        return to_limit(moment, scores, allowance, allocation=allocation)
+    ranked = {
+        name: np.where(dead.keep.get(name, True), np.maximum(row, _TINY), 0.0)
+        for name, row in scores.items()
+    }
+    plan = to_limit(moment, ranked, allowance, allocation=allocation, living=dead.keep)
+    if plan is None:
+        return dead
+    exact = {
+        name: mask & ~plan.keep[name] for name, mask in dead.exact.items() if name in plan.keep
+    }
+    return replace(plan, exact=exact)
 
 
 def _pressed(state: State, moment: Moment, limit: Limit, left: int) -> float:

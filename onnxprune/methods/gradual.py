@@ -177,6 +177,7 @@ def to_limit(
     *,
     allocation: str = "auto",
     compensate: bool = True,
+    living: Mapping[str, Mask] | None = None,
 ) -> Plan | None:
     """The plan that leaves at most `allowance`, or as little as can be; None if nothing goes.
 
@@ -186,6 +187,7 @@ def to_limit(
         allowance: what may remain, as the moment's limit counts.
         allocation: one of `allocation.CHOICES`.
         compensate: whether consumers take over the mean of what goes, where they can.
+        living: (U,) per group name, False for what goes in any case; its scores are the lowest.
     """
     if not scores:
         return None
@@ -194,7 +196,9 @@ def to_limit(
     order = settled_allocation(allocation, kind)
 
     def complete(keep: Mapping[str, Mask]) -> dict[str, Mask]:
-        return completed_keep(moment.analysis, keep, worth=scores, round_to=moment.round_to)
+        left = dict(living or {})
+        left |= {name: mask & left.get(name, True) for name, mask in keep.items()}
+        return completed_keep(moment.analysis, left, worth=scores, round_to=moment.round_to)
 
     found = allocate(groups, scores, allowance, size, allocation=order, complete=complete)
     plan = Plan(keep=found.keep)

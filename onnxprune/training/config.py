@@ -256,10 +256,10 @@ class RunConfig:
         return None if self.target is None else parse_target(self.target)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON can hold them, with the learning rate and the files that are used."""
+        """All fields as JSON can hold them, with what is used where nothing was said."""
         plain = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
         losses = [str(_placed(loss)) for loss in self.losses]
-        return plain | {"learning_rate": self.rate, "loss": losses}
+        return plain | {"learning_rate": self.rate, "loss": losses, "round_to": self.multiple}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:

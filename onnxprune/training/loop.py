@@ -336,12 +336,13 @@ class Loop:
         size = problem.own_batch or _VERIFIED
         stage, record = apply(problem, self.stage, plan, self._draw("verification", size))
         self.tally = self.tally.checked(record, plan.notes)
+        alters = bool(record.removed or plan.masks or plan.rewind)  # not the optimizer alone
         if stage is not self.stage:
             self._close()
             self.stage = stage
-            self.tally = self.tally.pruned(record) if plan.alters() else self.tally
+            self.tally = self.tally.pruned(record) if alters else self.tally
             self.round = self._open()
-        if plan.alters():
+        if alters or record.rolled_back:
             self.emit(record)  # when it is done: whoever is told may interrupt the run
 
     def _without_failed(self) -> Stage:

@@ -174,6 +174,27 @@ def test_equal_parts_of_what_is_missing_go_from_the_peak_of_the_cycle_on() -> No
     assert state.pressure > 0
 
 
+TWO_LAYERS = """(float[N, 8] x) => (float[N, 4] y)
+<float[8, 32] w, float[32] b, float[32, 32] u, float[32] c, float[32, 4] v>
+{ h = MatMul(x, w) i = Add(h, b) a = Relu(i) k = MatMul(a, u) l = Add(k, c) r = Relu(l)
+  y = MatMul(r, v) }"""
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "gain"])
+def test_the_dead_go_before_anything_that_lives_whatever_the_allocation(allocation: str) -> None:
+    bias = np.ones(32, np.float32)
+    bias[:20] = -1e3
+    net = model(TWO_LAYERS, b=bias, c=np.full(32, 3, np.float32))
+    size = cost.parameters(net)
+    limit = Limit(kind="params", now=size // 4, final=size // 4)
+    _, plan = decided(net, step=40, limit=limit, allocation=allocation)
+    first, second = "w", "u"
+    assert not plan.keep[first][:20].any()
+    assert plan.exact[first].sum() == 20
+    assert plan.keep[first][20:].any()
+    assert plan.keep[second].any()
+
+
 def test_what_is_missing_at_the_deadline_goes_by_the_smallest_scale() -> None:
     scale = np.arange(1, 9, dtype=np.float32)
     net = model(NORMALIZED, scale=scale)
