@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.gradients import blocked
 from onnxprune.gradients.slots import attribute, wanted
-from onnxprune.model import opset
+from onnxprune.model import opset, shape_of
 
 __all__ = ["improve"]
 
@@ -192,6 +192,27 @@ def _gather_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
     return (e.op("GatherNDGrad", sizes, rows, slope, domain=_ENGINE),)
 
 
+def _max_pool_grad(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]:
+    """Slopes at places that lie in an array of the right size.
+
+    The kernel takes the sizes behind the batch from the graph, 0 for open ones, and writes wherever
+    the places say: beyond the array then, and in front of it for the -1 that MaxPool puts out where
+    it sees nothing but NaN. Either ends the process.
+    """
+    slope, places = node.inputs
+    pool = None if places is None else places.producer()
+    assert pool is not None
+    inside, x = e.op("Max", places, e.integers(0)), pool.inputs[0]
+    sizes = None if x is None else shape_of(x)
+    if sizes is not None and None not in sizes[1:]:
+        node.replace_input_with(1, inside)
+        return ()
+    shape = e.op("Shape", x)
+    total = e.reduce("ReduceProd", shape, (0,))
+    rows, flat = e.op("Reshape", inside, e.integers(-1, 1)), e.op("Reshape", slope, e.integers(-1))
+    return (e.op("Reshape", e.op("GatherNDGrad", total, rows, flat, domain=_ENGINE), shape),)
+
+
 _PASSES: Mapping[tuple[str, str], Rewrite] = {
     (_ENGINE, "ReluGrad"): _relu_grad,
     (_ENGINE, "ConvGrad"): _conv_grad,
@@ -201,4 +222,5 @@ _CPU_PASSES: Mapping[tuple[str, str], Rewrite] = {
     ("", "Conv"): blocked.conv,
     (_ENGINE, "ConvGrad"): _depthwise_grad,
     (_ENGINE, "GatherGrad"): _gather_grad,
+    ("", "MaxPoolGrad"): _max_pool_grad,
 }

@@ -132,3 +132,27 @@ def test_threads_do_not_lose_gradients_of_rows_looked_up_several_times(
         found.append(results[setup.graph.gradients["p_table"]])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-7)
     assert np.array_equal(found[1], found[2])
+
+
+POOLED = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,1,H,W] x, float[4,1,3,3] p_w, float[4,3] p_v) => (float[N,3] y) {
+    c = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, p_w)
+    m = MaxPool<kernel_shape = [3,3], strides = [2,2], pads = [1,1,1,1]>(c)
+    a = GlobalAveragePool(m)
+    f = Flatten(a)
+    y = MatMul(f, p_v) }"""
+
+
+def test_maxima_of_open_sizes_and_of_nan_write_inside_their_array(
+    model_from: Any, training: Any
+) -> None:
+    still = training(model_from(POOLED.replace("N,1,H,W", "N,1,7,8")))
+    opened = training(model_from(POOLED))
+    x = np.random.default_rng(0).normal(size=(5, 1, 7, 8)).astype(np.float32)
+    given = {"x": x, TARGET: np.array([0, 1, 2, 0, 1])}
+    expected = still.gradients(given)
+    for name, found in opened.gradients(given).items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6)
+    for setup in (still, opened):
+        found = setup.gradients({**given, "x": np.full_like(x, np.nan)})
+        assert not np.isfinite(found["p_w"]).all()

@@ -119,7 +119,7 @@ def sabotaged(op_type: str, rule: Callable[[Edit], None]) -> Iterator[None]:
     key = ("", op_type)
     rows = RESIZES._rows
     before = rows[key]
-    rows[key] = [(low, high, rule) for low, high, _ in before]
+    rows[key] = [(low, high, rule, lambda _: True) for low, high, _, _ in before]
     try:
         yield
     finally:
