@@ -39,14 +39,13 @@ from typing import Any
 import onnx_ir as ir
 from onnxprune_models import builders
 from rows import SHARED, Row, run, table
-from trainings import Data, parts, trained
+from trainings import THREADS, Data, parts, trained
 
 from onnxprune.model import load
 from onnxprune.schedules import WARM
 
 EPOCHS = int(os.environ.get("ONNXPRUNE_EPOCHS", "12"))
 IMAGES = int(os.environ.get("ONNXPRUNE_IMAGES", "25000"))
-THREADS = int(os.environ.get("ONNXPRUNE_THREADS") or os.cpu_count() or 1)
 NAME = "demp" if (EPOCHS, IMAGES) == (12, 25_000) else f"demp_{EPOCHS}_epochs_{IMAGES}_images"
 DATA = SHARED / "data/cifar10.npz"
 RESNET = SHARED / "models/resnet20_bn.onnx"

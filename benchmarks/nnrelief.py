@@ -35,11 +35,10 @@ from typing import Any
 import onnx_ir as ir
 from onnxprune_models import builders
 from rows import SHARED, Row, run, table
-from trainings import Data, by_model, column, parts, ratio, side_by_side, spread, trained
+from trainings import THREADS, Data, by_model, column, parts, ratio, side_by_side, spread, trained
 
 SEEDS = (0, 1, 2)
 EPOCHS = int(os.environ.get("ONNXPRUNE_EPOCHS", "0"))
-THREADS = int(os.environ.get("ONNXPRUNE_THREADS", "0")) or os.cpu_count() or 1
 NAME = f"nnrelief_{EPOCHS}_epochs" if EPOCHS else "nnrelief"
 FILE = SHARED / "data/mnist.npz"
 VARIANTS = ("dense", "nnrelief", "random", "narrow")

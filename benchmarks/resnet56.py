@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 from rows import SHARED, Row, run, table
-from trainings import Data, parts, trained
+from trainings import THREADS, Data, parts, trained
 
 from onnxprune.base import Array
 from onnxprune.model import constants, load, tensor_of
@@ -49,7 +49,6 @@ from onnxprune.runtime.session import Runner
 
 EPOCHS = int(os.environ.get("ONNXPRUNE_EPOCHS", "8"))
 IMAGES = int(os.environ.get("ONNXPRUNE_IMAGES", "0")) or None
-THREADS = int(os.environ.get("ONNXPRUNE_THREADS", "0")) or os.cpu_count() or 1
 NETWORK = os.environ.get("ONNXPRUNE_MODEL", "resnet56_bn")
 PEER = os.environ.get("ONNXPRUNE_TORCH", "")
 CACHE = Path(os.environ.get("ONNXPRUNE_CACHE") or tempfile.gettempdir())

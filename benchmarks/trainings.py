@@ -8,6 +8,7 @@ the report of the finished run.
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -25,6 +26,9 @@ from onnxprune.model import save
 from onnxprune.reports import Evaluated, Event, Pruned, Size
 
 Data = Mapping[str, Array]
+
+THREADS = int(os.environ.get("ONNXPRUNE_THREADS", "0")) or os.cpu_count() or 1
+"""Of a training: $ONNXPRUNE_THREADS, by default one per core."""
 
 
 def parts(file: Path, *, validation: int, most: int | None = None) -> Data:

@@ -63,7 +63,7 @@ def differentiate_body(
     copy.opset_imports.update({**opsets, DOMAIN: 1})
     compose(model)
     hidden = hide(model, live(copy, _SUM))
-    once(copy, names)
+    once(copy, frozenset(names))
     reached = reaching(copy, _SUM, [name for name in dict.fromkeys(names) if name])
     define(
         f"{_SUM}.{len(ends)}", _SLOPES, ["GO(0)"], [f"GI({number})" for number in range(len(ends))]

@@ -18,7 +18,7 @@ __all__ = ["CELLS"]
 
 
 def _lstm(d: Direction) -> Slopes:
-    """H = o tanh(c), c = f c' + i g; gates in the order i, o, f, c."""
+    """Of h = o tanh(c), c = f c' + i g; gates in the order i, o, f, c."""
     (i, o, forget, g), cells = _kept_gates(d) if d.kept else _computed_gates(d)
     shown = d.op("Tanh", cells)
     through = [
@@ -30,7 +30,7 @@ def _lstm(d: Direction) -> Slopes:
     slices = [d.op("Mul", o, d.curvature(shown)), forget, d.op("Concat", *through, axis=-1)]
 
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
-        dh = arriving(e, states[0], slices, given=d.slope is not None)
+        dh = _arriving(e, states[0], slices, given=d.slope is not None)
         dc = e.op("Add", states[1], e.op("Mul", dh, slices[0]))
         da = e.op("Mul", e.op("Concat", dc, dh, dc, dc, axis=-1), slices[2])
         return [e.op("MatMul", da, d.r), e.op("Mul", dc, slices[1])], [da]
@@ -84,12 +84,12 @@ def _back(
 
 
 def _gru(d: Direction) -> Slopes:
-    """H = (1 - z) n + z h'; gates in the order z, r, h."""
+    """Of h = (1 - z) n + z h'; gates in the order z, r, h."""
     return _gru_reset_after(d) if d.reset_after else _gru_reset_before(d)
 
 
 def _gru_reset_after(d: Direction) -> Slopes:
-    """N = tanh(W x + r (R h' + b))."""
+    """With n = tanh(W x + r (R h' + b))."""
     moved, inside = d.product(d.x, d.w), d.product(d.before, d.r)
     if d.b is not None:
         outer, inner = _biases(d)
@@ -102,7 +102,7 @@ def _gru_reset_after(d: Direction) -> Slopes:
     inner_ways = d.op("Concat", to_z, to_r, d.op("Mul", to_n, r), axis=-1)
 
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
-        dh = arriving(e, states[0], slices, given=d.slope is not None)
+        dh = _arriving(e, states[0], slices, given=d.slope is not None)
         da = e.op("Mul", e.op("Concat", dh, dh, dh, axis=-1), slices[1])
         return [e.op("Add", e.op("Mul", dh, slices[0]), e.op("MatMul", da, d.r))], [dh, da]
 
@@ -113,7 +113,7 @@ def _gru_reset_after(d: Direction) -> Slopes:
 
 
 def _gru_reset_before(d: Direction) -> Slopes:
-    """N = tanh(W x + R (r h') + b)."""
+    """With n = tanh(W x + R (r h') + b)."""
     moved = d.product(d.x, d.w)
     if d.b is not None:
         moved = d.op("Add", moved, d.op("Add", *_biases(d)))
@@ -127,7 +127,7 @@ def _gru_reset_before(d: Direction) -> Slopes:
     ways = d.op("Concat", to_z, d.op("Mul", d.before, d.steepness(r)), axis=-1)
 
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
-        dh = arriving(e, states[0], slices, given=d.slope is not None)
+        dh = _arriving(e, states[0], slices, given=d.slope is not None)
         keep, reset_gate, to_new, to_gates = slices
         dn = e.op("Mul", dh, to_new)
         dreset = e.op("MatMul", dn, r_n)
@@ -148,10 +148,10 @@ def _gru_ways(d: Direction, z: ir.Value, n: ir.Value) -> tuple[ir.Value, ir.Valu
 
 
 def _rnn(d: Direction) -> Slopes:
-    """H = tanh(W x + R h' + b)."""
+    """Of h = tanh(W x + R h' + b)."""
 
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
-        dh = arriving(e, states[0], slices, given=d.slope is not None)
+        dh = _arriving(e, states[0], slices, given=d.slope is not None)
         da = e.op("Mul", dh, slices[0])
         return [e.op("MatMul", da, d.r)], [da]
 
@@ -159,7 +159,7 @@ def _rnn(d: Direction) -> Slopes:
     return Slopes(moved=da, inside=da, r=d.sums(da, d.before), h=h)
 
 
-def arriving(e: Emitter, dh: ir.Value, slices: list[ir.Value], *, given: bool) -> ir.Value:
+def _arriving(e: Emitter, dh: ir.Value, slices: list[ir.Value], *, given: bool) -> ir.Value:
     """The slope of a step's h: that of later steps, and that of its own output."""
     return e.op("Add", dh, slices.pop(0)) if given else dh
 

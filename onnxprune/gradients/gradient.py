@@ -88,7 +88,7 @@ def differentiate(
     names = tuple(ir.convenience.create_value_mapping(copy.graph, include_subgraphs=False))
     obstacles = blocked(copy.graph, loss)
     hidden = hide(copy, live(copy.graph, loss))
-    once(copy.graph, parameters)
+    once(copy.graph, frozenset(parameters))
     trained = _not_in_the_way(obstacles, reaching(copy.graph, loss, parameters))
 
     def exposed(names: Sequence[str]) -> ir.Model:

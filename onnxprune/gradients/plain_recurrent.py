@@ -25,37 +25,47 @@ from onnxprune.gradients.sweeps import Direction, Slopes
 from onnxprune.model import shape_of
 from onnxprune.ops.registry import gradient
 
-__all__ = ["is_plain"]
+__all__ = ["ACTIVATIONS", "GATES", "Slot", "is_plain", "turns_of", "units_of"]
 
-_ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
-_TURNS = {"forward": (0,), "reverse": (1,), "bidirectional": (0, 1)}
+ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+class Slot:
+    """Inputs of LSTM, GRU and RNN, as far as they have them."""
+
+    X, W, R, B, LENGTHS, H, C, P = range(8)
 
 
 def is_plain(node: ir.Node) -> bool:
     """Whether the slopes of an LSTM, GRU or RNN can be written without looking at every step."""
-    turns = _TURNS[attribute(node, "direction", "forward")]
-    usual = _ACTIVATIONS[node.op_type] * len(turns)
+    turns = turns_of(node)
+    usual = ACTIVATIONS[node.op_type] * len(turns)
     names = [name.lower() for name in attribute(node, "activations", None) or usual]
     special = any(attribute(node, name, 0) for name in ("clip", "input_forget", "layout"))
-    more = any(optional_input(node, slot) is not None for slot in (_LENGTHS, _P))
-    return names == usual and not special and not more and _units(node) is not None
+    more = any(optional_input(node, slot) is not None for slot in (Slot.LENGTHS, Slot.P))
+    return names == usual and not special and not more and units_of(node) is not None
 
 
-def _units(node: ir.Node) -> int | None:
-    """H."""
-    r = optional_input(node, _R)
+def turns_of(node: ir.Node) -> tuple[int, ...]:
+    """Per direction, 0 forwards and 1 backwards."""
+    found = {"forward": (0,), "reverse": (1,)}
+    return found.get(attribute(node, "direction", "forward"), (0, 1))
+
+
+def units_of(node: ir.Node) -> int | None:
+    """H, as the attribute or the recurrent weight says it."""
+    r = optional_input(node, Slot.R)
     shape = None if r is None else shape_of(r)
-    known = shape[2] if shape is not None else None
-    return int(known) if isinstance(known, int) else attribute(node, "hidden_size", None)
+    given: int | None = attribute(node, "hidden_size", None)
+    return given if given is not None or shape is None else shape[2]
 
 
 @gradient("LSTM", "GRU", "RNN", when=is_plain)
 def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     """Direction by direction; slopes of X add up, all others lie side by side."""
     node, cell = call.node, CELLS[call.node.op_type]
-    turns = _TURNS[attribute(node, "direction", "forward")]
+    turns = turns_of(node)
     found = [_direction(e, call, number, turn) for number, turn in enumerate(turns)]
     if turns == (0,) and node.op_type == "LSTM" and call.provider == "cpu":
         kept = tuple(e.op("Squeeze", value, e.integers(1)) for value in _keep(e, node))
@@ -63,15 +73,15 @@ def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     slopes = [cell(d) for d in found]
     answer: list[ir.Value | None] = [None] * len(call.wanted)
     pairs = list(zip(found, slopes, strict=True))
-    if call.wanted[_X]:
+    if call.wanted[Slot.X]:
         parts = [e.op("MatMul", s.moved, d.w) for d, s in pairs]
-        answer[_X] = parts[0] if len(parts) == 1 else e.op("Add", *parts)
+        answer[Slot.X] = parts[0] if len(parts) == 1 else e.op("Add", *parts)
     made: dict[int, Callable[[Direction, Slopes], ir.Value | None]] = {
-        _W: lambda d, s: d.sums(s.moved, d.x),
-        _R: lambda _, s: s.r,
-        _B: lambda d, s: e.op("Concat", d.total(s.moved), d.total(s.inside), axis=0),
-        _H: lambda _, s: s.h,
-        _C: lambda _, s: s.c,
+        Slot.W: lambda d, s: d.sums(s.moved, d.x),
+        Slot.R: lambda _, s: s.r,
+        Slot.B: lambda d, s: e.op("Concat", d.total(s.moved), d.total(s.inside), axis=0),
+        Slot.H: lambda _, s: s.h,
+        Slot.C: lambda _, s: s.c,
     }
     for slot, one in made.items():
         if slot < len(call.wanted) and call.wanted[slot]:
@@ -82,11 +92,11 @@ def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
 
 def _keep(e: Emitter, node: ir.Node) -> Sequence[ir.Value]:
     """Let the runtime's kernel for training compute an LSTM, which keeps cells and gates."""
-    units = _units(node) or 0
+    units = units_of(node) or 0
     node.op_type, node.domain = "LSTMTraining", "com.microsoft"
     node.attributes.clear()
     node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", units)
-    node.attributes["activations"] = ir.AttrStrings("activations", _ACTIVATIONS["LSTM"])
+    node.attributes["activations"] = ir.AttrStrings("activations", ACTIVATIONS["LSTM"])
     first = node.outputs[0]
     node.resize_outputs(5)
     for name, value in zip(("last", "last_cell", "cells", "gates"), node.outputs[1:], strict=True):
@@ -98,7 +108,7 @@ def _keep(e: Emitter, node: ir.Node) -> Sequence[ir.Value]:
 def _direction(e: Emitter, call: Call, number: int, turn: int) -> Direction:
     """What belongs to direction `number`."""
     node = call.node
-    count = len(_TURNS[attribute(node, "direction", "forward")])
+    count = len(turns_of(node))
 
     def own(value: ir.Value | None, axis: int) -> ir.Value | None:
         if value is None:
@@ -107,7 +117,9 @@ def _direction(e: Emitter, call: Call, number: int, turn: int) -> Direction:
             return e.op("Squeeze", value, e.integers(axis))
         return e.op("Gather", value, e.constant(np.array(number)), axis=axis)
 
-    w, r, b, h, c = (own(optional_input(node, slot), 0) for slot in (_W, _R, _B, _H, _C))
+    w, r, b, h, c = (
+        own(optional_input(node, slot), 0) for slot in (Slot.W, Slot.R, Slot.B, Slot.H, Slot.C)
+    )
     states = own(node.outputs[0], 1)
     assert w is not None
     assert r is not None
@@ -120,9 +132,9 @@ def _direction(e: Emitter, call: Call, number: int, turn: int) -> Direction:
         e=e,
         number=number,
         turn=turn,
-        units=_units(node) or 0,
-        gates=_GATES[node.op_type],
-        x=call.input(_X),
+        units=units_of(node) or 0,
+        gates=GATES[node.op_type],
+        x=call.input(Slot.X),
         w=w,
         r=r,
         b=b,

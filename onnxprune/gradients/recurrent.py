@@ -15,16 +15,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
-from onnxprune.gradients.plain_recurrent import is_plain
+from onnxprune.gradients.plain_recurrent import (
+    ACTIVATIONS,
+    GATES,
+    Slot,
+    is_plain,
+    turns_of,
+    units_of,
+)
 from onnxprune.gradients.slots import attribute, data_input, optional_input, wanted
-from onnxprune.model import shape_of
 from onnxprune.ops.registry import lowers
 
 __all__: list[str] = []
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
-_X, _W, _R, _B, _LENGTHS, _H, _C, _P = range(8)
 # What activations take, with ONNX Runtime's defaults.
 _ALPHA = {
     "affine": 1.0,
@@ -77,10 +80,7 @@ def recurrent(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None] | None:
     """One Scan per direction; Y, Y_h and Y_c put together from what they give."""
     if is_plain(node):
         return None
-    directions = {"forward": [0], "reverse": [1]}.get(
-        attribute(node, "direction", "forward"), [0, 1]
-    )
-    units = _units(node)
+    directions, units = turns_of(node), units_of(node)
     functions = _functions(node, len(directions))
     if units is None or functions is None:
         return None
@@ -89,10 +89,12 @@ def recurrent(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None] | None:
     if layout:
         x = e.op("Transpose", x, perm=[1, 0, 2])
     parts = {
-        slot: _parts(e, optional_input(node, slot), len(directions), layout and slot in (_H, _C))
-        for slot in (_W, _R, _B, _H, _C, _P)
+        slot: _parts(
+            e, optional_input(node, slot), len(directions), layout and slot in (Slot.H, Slot.C)
+        )
+        for slot in (Slot.W, Slot.R, Slot.B, Slot.H, Slot.C, Slot.P)
     }
-    mask = _mask(e, x, optional_input(node, _LENGTHS))
+    mask = _mask(e, x, optional_input(node, Slot.LENGTHS))
     runs = []
     for number, turn in enumerate(directions):
         own = {slot: values[number] for slot, values in parts.items()}
@@ -100,14 +102,6 @@ def recurrent(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None] | None:
         acts = functions[number * share : (number + 1) * share]
         runs.append(_run(e, node, x, own, mask, acts, turn, units, number))
     return _assembled(e, node, runs, layout)
-
-
-def _units(node: ir.Node) -> int | None:
-    """H."""
-    r = optional_input(node, _R)
-    shape = None if r is None else shape_of(r)
-    given = attribute(node, "hidden_size", None)
-    return given if given is not None or shape is None else shape[2]
 
 
 def _parts(e: Emitter, value: ir.Value | None, count: int, axis: int) -> list[ir.Value | None]:
@@ -137,7 +131,7 @@ def _mask(e: Emitter, x: ir.Value, lengths: ir.Value | None) -> ir.Value | None:
 
 def _functions(node: ir.Node, directions: int) -> list[Activation] | None:
     """The activations of all directions, in the order of the attribute; None for unknown ones."""
-    names = attribute(node, "activations", None) or _ACTIVATIONS[node.op_type] * directions
+    names = attribute(node, "activations", None) or ACTIVATIONS[node.op_type] * directions
     alphas = list(attribute(node, "activation_alpha", None) or [])
     betas = list(attribute(node, "activation_beta", None) or [])
     made = []
@@ -189,17 +183,17 @@ def _run(
     number: int,
 ) -> list[ir.Value]:
     """(T, N, H) all h, and the last h (and c): each (N, H)."""
-    lstm, gates = node.op_type == "LSTM", _GATES[node.op_type]
+    lstm, gates = node.op_type == "LSTM", GATES[node.op_type]
     reset = node.op_type == "GRU" and bool(attribute(node, "linear_before_reset", 0))
-    moved = e.op("MatMul", x, e.op("Transpose", own[_W], perm=[1, 0]))
+    moved = e.op("MatMul", x, e.op("Transpose", own[Slot.W], perm=[1, 0]))
     inside = None
-    if own[_B] is not None:
-        moved, inside = _biased(e, moved, own[_B], gates * units, units, reset, number)
-    starts = [own[_H], own[_C]] if lstm else [own[_H]]
+    if own[Slot.B] is not None:
+        moved, inside = _biased(e, moved, own[Slot.B], gates * units, units, reset, number)
+    starts = [own[Slot.H], own[Slot.C]] if lstm else [own[Slot.H]]
     direction = _Direction(
-        r=e.op("Transpose", own[_R], perm=[1, 0]),
+        r=e.op("Transpose", own[Slot.R], perm=[1, 0]),
         bias=inside,
-        peepholes=own[_P] if lstm else None,
+        peepholes=own[Slot.P] if lstm else None,
         activations=functions,
         clip=attribute(node, "clip", None),
         coupled=bool(attribute(node, "input_forget", 0)),
