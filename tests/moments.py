@@ -65,9 +65,10 @@ def observe_training(
     arrays = {n: constant(copy.graph.initializers[n]) for n in names}
     ranks = {name: len(sizes) for name, sizes in analysis.shapes.items()}
     instrumented, collector = attach(copy, sites, pruner.requires, ranks)
-    graph = differentiate(instrumented, loss=loss.name or "", parameters=names)
-    graph, products = with_products(graph, sites, pruner.requires, ranks)
     influence, layers = pruner.influence(network, analysis), preactivations(network, analysis)
+    choices = layers.choices(influence)
+    graph = differentiate(instrumented, loss=loss.name or "", parameters=names, top_k=choices)
+    graph, products = with_products(graph, sites, pruner.requires, ranks)
     graph, hits = with_top_k(graph, layers, influence, counted=True)
     feeds = {**data, **{n: arrays[n] for n in graph.parameters}}
     results = Runner(graph.model, DEVICE).run(feeds)

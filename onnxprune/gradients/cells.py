@@ -33,10 +33,12 @@ def _lstm(d: Direction) -> Slopes:
         dh = _arriving(e, states[0], slices, given=d.slope is not None)
         dc = e.op("Add", states[1], e.op("Mul", dh, slices[0]))
         da = e.op("Mul", e.op("Concat", dc, dh, dc, dc, axis=-1), slices[2])
-        return [e.op("MatMul", da, d.r), e.op("Mul", dc, slices[1])], [da]
+        kept = d.thinned(e, da)
+        return [e.op("MatMul", kept[0], d.r), e.op("Mul", dc, slices[1])], kept
 
-    h, c, da = _back(d, [d.last, d.last_c], slices, backwards)
-    return Slopes(moved=da, inside=da, r=d.sums(da, d.before), h=h, c=c)
+    h, c, da, *whole = _back(d, [d.last, d.last_c], slices, backwards)
+    r = d.sums(da, d.before)
+    return Slopes(moved=da, inside=da, r=r, h=h, c=c, whole=_both(whole))
 
 
 def _kept_gates(d: Direction) -> tuple[tuple[ir.Value, ...], ir.Value]:
@@ -99,6 +101,8 @@ def _gru_reset_after(d: Direction) -> Slopes:
     n = d.op("Tanh", d.op("Add", moved_n, d.op("Mul", r, q)))
     to_z, to_n = _gru_ways(d, z, n)
     to_r = d.op("Mul", to_n, d.op("Mul", q, d.steepness(r)))
+    if d.is_thinned:
+        return _gru_thinned(d, z, r, d.op("Concat", to_z, to_r, to_n, axis=-1))
     inner_ways = d.op("Concat", to_z, to_r, d.op("Mul", to_n, r), axis=-1)
 
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
@@ -110,6 +114,23 @@ def _gru_reset_after(d: Direction) -> Slopes:
     shared, _ = d.parts(inside_slope, 2, 1)
     moved_slope = d.op("Concat", shared, d.op("Mul", arrived, to_n), axis=-1)
     return Slopes(moved=moved_slope, inside=inside_slope, r=d.sums(inside_slope, d.before), h=h)
+
+
+def _gru_thinned(d: Direction, z: ir.Value, r: ir.Value, ways: ir.Value) -> Slopes:
+    """What goes on is chosen by the slopes of the gates, which reach R h' + b by the reset gate."""
+    ones = d.op("Expand", d.e.scalar(1.0), d.op("Shape", r))
+    inward = d.op("Concat", ones, ones, r, axis=-1)
+
+    def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
+        dh = _arriving(e, states[0], slices, given=d.slope is not None)
+        kept = d.thinned(e, e.op("Mul", e.op("Concat", dh, dh, dh, axis=-1), slices[1]))
+        before = e.op("MatMul", e.op("Mul", kept[0], slices[2]), d.r)
+        return [e.op("Add", e.op("Mul", dh, slices[0]), before)], kept
+
+    h, moved, whole = _back(d, [d.last], [z, ways, inward], backwards)
+    inside, whole_inside = (d.op("Mul", slope, inward) for slope in (moved, whole))
+    r_slope = d.sums(inside, d.before)
+    return Slopes(moved=moved, inside=inside, r=r_slope, h=h, whole=(whole, whole_inside))
 
 
 def _gru_reset_before(d: Direction) -> Slopes:
@@ -129,16 +150,17 @@ def _gru_reset_before(d: Direction) -> Slopes:
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
         dh = _arriving(e, states[0], slices, given=d.slope is not None)
         keep, reset_gate, to_new, to_gates = slices
-        dn = e.op("Mul", dh, to_new)
-        dreset = e.op("MatMul", dn, r_n)
-        dzr = e.op("Mul", e.op("Concat", dh, dreset, axis=-1), to_gates)
+        new = d.thinned(e, e.op("Mul", dh, to_new))
+        dreset = e.op("MatMul", new[0], r_n)
+        gates = d.thinned(e, e.op("Mul", e.op("Concat", dh, dreset, axis=-1), to_gates))
         direct = e.op("Add", e.op("Mul", dh, keep), e.op("Mul", dreset, reset_gate))
-        return [e.op("Add", direct, e.op("MatMul", dzr, r_zr))], [dzr, dn]
+        return [e.op("Add", direct, e.op("MatMul", gates[0], r_zr))], [*gates, *new]
 
-    h, dzr, dn = _back(d, [d.last], [z, r, to_n, ways], backwards)
-    da = d.op("Concat", dzr, dn, axis=-1)
-    r_slope = d.op("Concat", d.sums(dzr, d.before), d.sums(dn, reset), axis=0)
-    return Slopes(moved=da, inside=da, r=r_slope, h=h)
+    h, *found = _back(d, [d.last], [z, r, to_n, ways], backwards)
+    gates, new = found[: len(found) // 2], found[len(found) // 2 :]
+    da, *whole = (d.op("Concat", *pair, axis=-1) for pair in zip(gates, new, strict=True))
+    r_slope = d.op("Concat", d.sums(gates[0], d.before), d.sums(new[0], reset), axis=0)
+    return Slopes(moved=da, inside=da, r=r_slope, h=h, whole=_both(whole))
 
 
 def _gru_ways(d: Direction, z: ir.Value, n: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -152,11 +174,16 @@ def _rnn(d: Direction) -> Slopes:
 
     def backwards(e: Emitter, states: list[ir.Value], slices: list[ir.Value]) -> Made:
         dh = _arriving(e, states[0], slices, given=d.slope is not None)
-        da = e.op("Mul", dh, slices[0])
-        return [e.op("MatMul", da, d.r)], [da]
+        kept = d.thinned(e, e.op("Mul", dh, slices[0]))
+        return [e.op("MatMul", kept[0], d.r)], kept
 
-    h, da = _back(d, [d.last], [d.curvature(d.states)], backwards)
-    return Slopes(moved=da, inside=da, r=d.sums(da, d.before), h=h)
+    h, da, *whole = _back(d, [d.last], [d.curvature(d.states)], backwards)
+    return Slopes(moved=da, inside=da, r=d.sums(da, d.before), h=h, whole=_both(whole))
+
+
+def _both(whole: Sequence[ir.Value]) -> tuple[ir.Value, ir.Value] | None:
+    """The same for both biases; None where nothing was thinned."""
+    return (whole[0], whole[0]) if whole else None
 
 
 def _arriving(e: Emitter, dh: ir.Value, slices: list[ir.Value], *, given: bool) -> ir.Value:

@@ -25,6 +25,8 @@ from onnxprune.gradients.hidden import hide, once, reveal
 from onnxprune.gradients.lowering import expose
 from onnxprune.gradients.passes import improve
 from onnxprune.gradients.paths import APART, blocked, described, live, reaching
+from onnxprune.gradients.thinning import gates_of
+from onnxprune.methods.compose import TopK
 from onnxprune.model import node_key
 from onnxprune.runtime.session import check_runtime
 
@@ -41,7 +43,8 @@ class GradientGraph:
         loss: name of the scalar that is differentiated.
         parameters: what it is differentiated by.
         gradients: name of the gradient per value name, intermediate values included. Those of
-            `parameters` are graph outputs.
+            `parameters` are graph outputs. Beside these, of the gates of the recurrent operators
+            that `top_k` named, under `thinning.gates_of` (output, direction): what goes on.
         state: per input that forward passes update, the output that holds its next value.
         untrained: requested parameters the loss does not depend on in a differentiable way, or
             that lie in front of an operator without a gradient; they are constants here.
@@ -64,6 +67,7 @@ def differentiate(
     parameters: Sequence[str],
     state: Mapping[str, str] | None = None,
     provider: str = "cpu",
+    top_k: Mapping[str, TopK] | None = None,
 ) -> GradientGraph:
     """The graph that computes `loss` and its gradients by `parameters`.
 
@@ -74,6 +78,9 @@ def differentiate(
         state: initializers that forward passes update, with the outputs that hold their next
             values (`TrainingCopy.state`); they become inputs too.
         provider: what the graph will run on; it is made faster for that.
+        top_k: which slopes of its gates a recurrent operator sends on, by the name of one of its
+            outputs. Only those whose slopes are swept over the steps (`plain_recurrent`) follow
+            it. Products and convolutions are treated behind this (`top_k.sparsified`).
 
     Raises:
         RuntimeUnavailableError: no onnxruntime that can train is installed.
@@ -105,8 +112,9 @@ def differentiate(
         )
     assert built is not None
     inner = functools.partial(differentiate_body, opsets=model.opset_imports, provider=provider)
-    reveal(built, hidden, inner, provider)
-    gradients = _gradients(names, built.graph)
+    reveal(built, hidden, inner, provider, top_k)
+    gates = [gates_of(name, direction) for name in top_k or () for direction in (0, 1)]
+    gradients = _gradients((*names, *gates), built.graph)
     _order(built.graph, [*outputs, *(gradients[name] for name in trained)])
     improve(built, provider=provider)
     return GradientGraph(

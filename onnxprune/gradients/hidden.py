@@ -11,8 +11,8 @@ which takes any inputs; none is left when `reveal` is done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.gradients.engine import BOX, DOMAIN, define
 from onnxprune.gradients.slots import attribute, beyond, quantized_source, rewire, wanted
+from onnxprune.methods.compose import TopK
 from onnxprune.model import constant, node_key, opset, trainable_dtype
 from onnxprune.ops.registry import GRADIENTS
 from onnxprune.scopes import subgraphs
@@ -69,6 +70,7 @@ class Call:
         wanted: per input and then per capture, whether its slope is needed.
         differentiate: the slopes of a body; see `bodies.differentiate_body`.
         provider: what the graph will run on, where a rule may make use of its own kernels; "" else.
+        top_k: see `gradient.differentiate`.
     """
 
     node: ir.Node
@@ -77,6 +79,7 @@ class Call:
     wanted: tuple[bool, ...]
     differentiate: Differentiate
     provider: str = ""
+    top_k: Mapping[str, TopK] = field(default_factory=dict)
 
     def input(self, slot: int) -> ir.Value:
         """An input that is there."""
@@ -200,10 +203,14 @@ def once(graph: ir.Graph, names: Container[str]) -> None:
 
 
 def reveal(
-    model: ir.Model, hidden: Sequence[Hidden], differentiate: Differentiate, provider: str = ""
+    model: ir.Model,
+    hidden: Sequence[Hidden],
+    differentiate: Differentiate,
+    provider: str = "",
+    top_k: Mapping[str, TopK] | None = None,
 ) -> None:
     """Put the hidden nodes back into `model`, a finished gradient graph, with their gradients."""
-    graph = model.graph
+    graph, top_k = model.graph, top_k or {}
     calls = {operator_of(node): node for node in graph}
     for item in hidden:
         forward, backward = calls.get(item.name(_FORWARD)), calls.get(item.name(_BACKWARD))
@@ -211,7 +218,7 @@ def reveal(
             continue
         node, captures = _restored(graph, forward, item)
         if backward is not None:
-            _answer(model, backward, node, captures, differentiate, provider)
+            _answer(model, backward, node, captures, differentiate, provider, top_k)
     if hidden:
         graph.opset_imports.pop(DOMAIN, None)
         graph.sort()
@@ -253,6 +260,7 @@ def _answer(
     captures: tuple[ir.Value, ...],
     differentiate: Differentiate,
     provider: str,
+    top_k: Mapping[str, TopK],
 ) -> None:
     """What the node's rule writes, in the place of the call for its slopes."""
     graph = model.graph
@@ -274,6 +282,7 @@ def _answer(
             wanted=needed,
             differentiate=differentiate,
             provider=provider,
+            top_k=top_k,
         ),
     )
     made: list[ir.Value | None] = []

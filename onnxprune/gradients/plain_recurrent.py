@@ -19,13 +19,15 @@ import onnx_ir as ir
 
 from onnxprune.emit import Emitter
 from onnxprune.gradients.cells import CELLS
+from onnxprune.gradients.engine import SUFFIX
 from onnxprune.gradients.hidden import Call
 from onnxprune.gradients.slots import attribute, optional_input
 from onnxprune.gradients.sweeps import Direction, Slopes
+from onnxprune.gradients.thinning import gates_of
 from onnxprune.model import shape_of
 from onnxprune.ops.registry import gradient
 
-__all__ = ["ACTIVATIONS", "GATES", "Slot", "is_plain", "turns_of", "units_of"]
+__all__ = ["ACTIVATIONS", "GATES", "Slot", "is_plain", "is_recurrent", "turns_of", "units_of"]
 
 ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -35,6 +37,11 @@ class Slot:
     """Inputs of LSTM, GRU and RNN, as far as they have them."""
 
     X, W, R, B, LENGTHS, H, C, P = range(8)
+
+
+def is_recurrent(node: ir.Node) -> bool:
+    """Whether it is an LSTM, GRU or RNN, in whatever form."""
+    return node.domain in ("", "ai.onnx") and node.op_type in GATES
 
 
 def is_plain(node: ir.Node) -> bool:
@@ -67,10 +74,14 @@ def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     node, cell = call.node, CELLS[call.node.op_type]
     turns = turns_of(node)
     found = [_direction(e, call, number, turn) for number, turn in enumerate(turns)]
+    key = next((value.name for value in node.outputs if value.name in call.top_k), "") or ""
+    found = [replace(d, top_k=call.top_k.get(key)) for d in found]
     if turns == (0,) and node.op_type == "LSTM" and call.provider == "cpu":
         kept = tuple(e.op("Squeeze", value, e.integers(1)) for value in _keep(e, node))
         found = [replace(found[0], kept=kept)]
     slopes = [cell(d) for d in found]
+    for number, each in enumerate(slopes if key else ()):
+        each.moved.name = gates_of(key, number) + SUFFIX
     answer: list[ir.Value | None] = [None] * len(call.wanted)
     pairs = list(zip(found, slopes, strict=True))
     if call.wanted[Slot.X]:
@@ -79,7 +90,7 @@ def recurrent(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     made: dict[int, Callable[[Direction, Slopes], ir.Value | None]] = {
         Slot.W: lambda d, s: d.sums(s.moved, d.x),
         Slot.R: lambda _, s: s.r,
-        Slot.B: lambda d, s: e.op("Concat", d.total(s.moved), d.total(s.inside), axis=0),
+        Slot.B: lambda d, s: e.op("Concat", *map(d.total, s.biases), axis=0),
         Slot.H: lambda _, s: s.h,
         Slot.C: lambda _, s: s.c,
     }

@@ -12,6 +12,8 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from onnxprune.emit import Emitter
+from onnxprune.gradients.thinning import thinned
+from onnxprune.methods.compose import TopK
 
 __all__ = ["Direction", "Made", "Pass", "Slopes", "loop"]
 
@@ -36,6 +38,7 @@ class Direction:
         last, last_c: (N, H) slopes of the last state and cell.
         reset_after: whether a GRU's reset gate comes behind the product.
         kept: (T, N, H) the cells and (T, N, 4 * H) the gates of an LSTM; empty where not kept.
+        top_k: how many slopes of every gate go on; None for all.
     """
 
     e: Emitter
@@ -55,6 +58,18 @@ class Direction:
     last_c: ir.Value
     reset_after: bool
     kept: tuple[ir.Value, ...] = ()
+    top_k: TopK | None = None
+
+    @property
+    def is_thinned(self) -> bool:
+        """Whether some slopes do not go on."""
+        return self.top_k is not None and self.top_k.k < self.units
+
+    def thinned(self, e: Emitter, slope: ir.Value) -> list[ir.Value]:
+        """(N, K * H) what goes on of a step's `slope`; and, where that is less, all of it."""
+        if self.top_k is None or not self.is_thinned:
+            return [slope]
+        return [thinned(e, slope, self.units, self.top_k), slope]
 
     def op(self, op_type: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
         """A node."""
@@ -118,6 +133,8 @@ class Slopes:
         inside: (T, N, gates * H) of R h + b; `moved` but for a GRU that resets behind the product.
         r: of R.
         h, c: (N, H) of the first state and cell.
+        whole: `moved` and `inside` before they were thinned, for the biases; None where they
+            were not.
     """
 
     moved: ir.Value
@@ -125,6 +142,12 @@ class Slopes:
     r: ir.Value
     h: ir.Value
     c: ir.Value | None = None
+    whole: tuple[ir.Value, ir.Value] | None = None
+
+    @property
+    def biases(self) -> tuple[ir.Value, ir.Value]:
+        """What the slopes of both biases are the sums of."""
+        return self.whole or (self.moved, self.inside)
 
 
 Made: TypeAlias = tuple[list[ir.Value], list[ir.Value]]

@@ -10,7 +10,9 @@ derivative of the activation:
 
 Unified, the k columns are gathered before the products, which so get smaller in fact. Only what
 contracts dz is replaced: elementwise operators keep their exact gradient. The paper knows matrix
-products; for convolutions, ours, an index is a channel and |dz| is summed over positions.
+products; for convolutions, ours, an index is a channel and |dz| is summed over positions. What
+recurrent operators send on is chosen inside their loops over the steps (`thinning`); here their
+active units are counted.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from onnxprune.base import Axis
 from onnxprune.emit import Emitter
 from onnxprune.gradients.gradient import GradientGraph
 from onnxprune.gradients.slots import attribute
+from onnxprune.gradients.thinning import Recurrence, largest
 from onnxprune.instrument.reductions import Reductions
 from onnxprune.instrument.statistics import Collector
 from onnxprune.methods.compose import TopK
 from onnxprune.model import constant, opset
 from onnxprune.ops.registry import Sizes
 
-__all__ = ["sparsified"]
+__all__ = ["gates_counted", "sparsified"]
 
 _PRODUCTS = frozenset({"Gemm", "MatMul", "FusedMatMul", "Conv", "ConvGrad"})
 
@@ -139,18 +142,7 @@ def _per_example(site: _Site) -> ir.Value:
     Where dz is a sequence (N, T, C), every position of it is an example.
     """
     e, position, rank = site.emitter("top_k"), site.axis.position, site.rank
-    magnitude = _magnitudes(e, site)
-    _, indices = e.ops(
-        "TopK",
-        magnitude,
-        e.integers(site.k),
-        outputs=(f"{e.prefix}/largest", f"{e.prefix}/indices"),
-        axis=position,
-        sorted=0,
-    )
-    zeros = e.op("Sub", magnitude, magnitude)
-    ones = e.op("ConstantOfShape", e.op("Shape", indices), value=ir.tensor([1.0]))
-    mask = e.op("ScatterElements", zeros, indices, ones, axis=position)
+    mask = largest(e, _magnitudes(e, site), site.k, position)
     behind = list(range(position + 1, rank))
     wide = e.op("Unsqueeze", mask, e.integers(*behind)) if behind else mask
     sparse = e.op("Mul", site.slope, wide)
@@ -332,7 +324,51 @@ def _count(site: _Site, z: ir.Value, mask: ir.Value | None) -> dict[str, str]:
     if leading:
         hits = e.reduce("ReduceSum", hits, leading, keepdims=False)
     e.add_to(site.model.graph)
-    hits.name = f"{site.axis}/hits"
+    return _published(site.model, site.axis, hits, z)
+
+
+def gates_counted(
+    graph: GradientGraph, sites: Mapping[Axis, Recurrence]
+) -> tuple[GradientGraph, Collector]:
+    """A copy of `graph` that counts the active units of recurrent operators, and what reads it.
+
+    A unit is active in a step of an example when the slope of any of its gates goes on and is not
+    zero; one counter serves all gates, and steps count like examples.
+
+    Args:
+        graph: differentiated with a `top_k` for these operators; not changed.
+        sites: per operator, the axis that its counter is called after. Units of two directions
+            have a counter each where the axis tells them apart (`Axis.by`), else one. Operators
+            whose gates have no slopes in `graph` are left out.
+    """
+    model = graph.model.clone()
+    values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+    collector: dict[Axis, dict[str, str]] = {}
+    for axis, site in sites.items():
+        slopes = site.slopes(graph.gradients)
+        if not slopes:
+            continue
+        e = Emitter(f"{axis.value}/active", opset=opset(model))
+        active = [_any_gate(e, values[name], site.units) for name in slopes]
+        each = active[0]
+        if len(active) > 1:
+            each = e.op("Max", *active) if axis.by < 0 else e.op("Concat", *active, axis=-1)
+        hits = e.reduce("ReduceSum", each, (0, 1), keepdims=False)
+        e.add_to(model.graph)
+        collector[axis] = _published(model, axis, hits, each)
+    return replace(graph, model=model), Collector(outputs=collector)
+
+
+def _any_gate(e: Emitter, slope: ir.Value, units: int) -> ir.Value:
+    """(T, N, H) 1 where any gate of a unit has a slope, else 0; `slope` is (T, N, gates * H)."""
+    apart = e.op("Reshape", slope, e.integers(0, 0, -1, units))
+    active = e.op("Cast", e.op("Cast", apart, to=int(ir.DataType.BOOL)), to=int(ir.DataType.FLOAT))
+    return e.reduce("ReduceMax", active, (2,), keepdims=False)
+
+
+def _published(model: ir.Model, axis: Axis, hits: ir.Value, of: ir.Value) -> dict[str, str]:
+    """Outputs: `hits`, and how many elements the value has that they are sums of."""
+    hits.name = f"{axis}/hits"
     hits.type, hits.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([None])
-    site.model.graph.outputs.append(hits)
-    return {"hits": hits.name, "count": Reductions(site.model).count(z)}
+    model.graph.outputs.append(hits)
+    return {"hits": hits.name, "count": Reductions(model).count(of)}

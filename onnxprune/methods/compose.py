@@ -154,9 +154,10 @@ class TopK:
     """Back propagation through the k largest gradients of a layer's pre-activations only.
 
     Attributes:
-        k: how many, at least 1; layers that are no wider propagate everything.
-        unified: one choice for the whole batch, by the sum of |dL/dz| over it; else one per
-            example.
+        k: how many, at least 1, of a recurrent layer per gate and step; layers that are no wider
+            propagate everything.
+        unified: one choice for the whole batch, by the sum of |dL/dz| over it, of a recurrent layer
+            in every step; else one per example.
     """
 
     k: int

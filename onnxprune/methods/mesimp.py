@@ -19,6 +19,10 @@ Where we deviate from the code, and why:
   cycle's last epoch, where its comment says "at the start of each cycle" and the paper nothing.
 * A unit of a convolution is a channel (ours), and a group whose units are made by several layers
   adds up their hits.
+* The papers' LSTM is not among their code. In LSTM, GRU and RNN, ours, k gradients of every gate go
+  on per step, before they reach the step before (`gradients.thinning`), also where `unified`
+  makes one choice for the batch: one per step. A step counts like an example, and one counter
+  serves all gates of a unit: it is hit when any of them is among its k.
 * With a target, activeness only ranks: the least active units go, on schedule, until it is met.
 """
 
@@ -61,7 +65,8 @@ def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 0, unified: bool = F
     """Training and model simplification (see the module).
 
     Args:
-        k: gradients that go on per layer, at least 1. Since active units are always chosen in
+        k: gradients that go on per layer, or per gate and step of a recurrent one, at least 1.
+            Since active units are always chosen in
             layers narrower than k, the widths end near k at most.
         rate: the paper's p: units hit by a smaller share of the examples go, in [0, 1].
         cycle: windows per cycle; 0 for those of five epochs, as published.
@@ -114,8 +119,9 @@ def meprop(*, k: int = 30, unified: bool = True) -> Pruner:
     """Sparser back propagation alone: nothing is removed.
 
     Args:
-        k: gradients that go on per layer, at least 1.
-        unified: one choice for the batch, which makes the products smaller; else one per example.
+        k: gradients that go on per layer, or per gate and step of a recurrent one, at least 1.
+        unified: one choice for the batch, which makes products smaller, but not those of recurrent
+            layers; else one per example.
 
     Raises:
         ConfigError: an impossible option.

@@ -101,6 +101,8 @@ class Loop:
         self.round: Round | None = self._open()
         if resumed is None:
             self.tally = self.tally.without_gradient(self.round.untrained)
+            for note in self.round.notes:
+                self._note(note)
 
     # --- the whole -------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from onnxprune.gradients.trial import attempt
 from onnxprune.gradients.update_kernels import has_kernel
 from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
-from onnxprune.methods.compose import Influence
+from onnxprune.methods.compose import Influence, TopK
 from onnxprune.model import constant, constants, set_constant
 from onnxprune.runtime.single import OTHERS, narrowed, widened
 from onnxprune.runtime.verify import is_random
@@ -55,15 +55,23 @@ class Round:
     Attributes:
         untrained: per parameter that gets no gradient, why.
         draws: whether any of its graphs draws random numbers.
+        notes: what a report should say of how it trains.
     """
 
     def __init__(
-        self, session: Session, collector: Collector, untrained: Mapping[str, str], *, draws: bool
+        self,
+        session: Session,
+        collector: Collector,
+        untrained: Mapping[str, str],
+        *,
+        draws: bool,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.session = session
         self.collector = collector
         self.untrained = untrained
         self.draws = draws
+        self.notes = notes
 
 
 def opened(
@@ -105,8 +113,10 @@ def opened(
         batch = problem.train.batch(np.arange(min(problem.batch_size, len(problem.train))))
         attempt(copies, names, problem.taught(batch), device=problem.device)
     provider = problem.device.provider
-    plain, *others = [_differentiated(each, names, provider) for each in copies]
     layers = preactivations(model, analysis)
+    choices = layers.choices(influence)
+    plain, *others = [_differentiated(each, names, provider, choices) for each in copies]
+    notes = layers.whole(influence, plain)
     plain, _ = with_top_k(plain, layers, influence, counted=False)
     observed = None
     for graph in others:
@@ -129,7 +139,7 @@ def opened(
         device=problem.device,
     )
     drawing = any(map(is_random, (plain.model, *update.models, evaluation)))
-    return Round(session, collector, plain.reasons, draws=drawing)
+    return Round(session, collector, plain.reasons, draws=drawing, notes=notes)
 
 
 def training_copy(
@@ -156,13 +166,16 @@ def _present(objectives: Sequence[Objective], model: ir.Model) -> list[Objective
     return found
 
 
-def _differentiated(copy: TrainingCopy, names: Sequence[str], provider: str) -> GradientGraph:
+def _differentiated(
+    copy: TrainingCopy, names: Sequence[str], provider: str, top_k: Mapping[str, TopK]
+) -> GradientGraph:
     return differentiate(
         copy.model,
         loss=copy.model.graph.outputs[0].name or "",
         parameters=names,
         state=copy.state,
         provider=provider,
+        top_k=top_k,
     )
 
 

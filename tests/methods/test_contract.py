@@ -29,6 +29,13 @@ NETWORKS: dict[str, Callable[[], ir.Model]] = {
     "vgg": lambda: builders.vgg(((8, 8), (12,)), hidden=16, image=8),
     "resnet": lambda: builders.resnet(8, image=8),
     "densenet": lambda: builders.densenet((2, 2), growth=4, image=8),
+    "lstm": lambda: model(
+        """(float[N, 6, 10] x) => (float[N, 4] y)
+        <float[1, 48, 10] w, float[1, 48, 12] r, float[1, 96] b, float[12, 4] v> {
+            t = Transpose <perm = [1, 0, 2]> (x)  h, last = LSTM <hidden_size = 12> (t, w, r, b)
+            q = Squeeze(last, axis)  y = MatMul(q, v) }""",
+        axis=[0],
+    ),
     "nothing to remove": lambda: model(
         "(float[N, 4] x) => (float[N, 3] y) <float[4, 3] w> { y = MatMul(x, w) }"
     ),
