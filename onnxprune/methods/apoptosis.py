@@ -10,8 +10,9 @@ us; the ones here follow from first principles and are ours:
   activation), c_j: its contribution v_j c_j goes into their biases. Or when it is parallel to
   another one, u_j = c u_i: its outgoing weights are added to the other's, v_i += c v_j.
 * Both are exact when they hold exactly. Otherwise the error of a removal is known (`candidates`),
-  and a check removes the cheapest units of each group until their errors, added in squares, reach
-  the budget epsilon; where asked, until their bounds over all groups add up to tau.
+  and a check removes the cheapest units until their errors, added in squares, reach the budget
+  epsilon, of which each of G groups gets epsilon / sqrt(G): changes add up along a deep network.
+  Where asked, it stops when their bounds over all groups add up to tau.
 * Units of every type: what is parallel follows from the activation (rectifiers, Tanh, Sigmoid,
   smooth ones such as GELU and SiLU as far as their slope is bounded; BatchNormalization counts as
   folded). Behind any other composition, `followers` finds duplicates in the data. A unit of a
@@ -20,7 +21,8 @@ us; the ones here follow from first principles and are ours:
   not risen by more than `tolerance`, epsilon grows by `growth`; else it shrinks by as much and only
   exact removals follow until the network has recovered. (Comparing with the last check alone would
   let the loss climb in small steps.)
-* A check that finds nothing to remove doubles the time to the next one.
+* A check that finds nothing to remove, though epsilon is as large as it gets, doubles the time to
+  the next one.
 * With a target, each check removes at least what the run's schedule asks for, cheapest error per
   parameter first over all groups; once the target is reached, only exact removals follow.
 """
@@ -48,10 +50,10 @@ class State:
     """What apoptosis remembers between steps.
 
     Attributes:
-        epsilon: allowed relative change of a consumer's pre-activation per check and group.
+        epsilon: allowed relative change of the consumers' pre-activations per check.
         interval: steps between checks, as long as they remove something.
         wait: steps from the last check to the next: the interval, doubled by every check that
-            found nothing to remove.
+            found nothing to remove with an epsilon that stays.
         next: step of the next check.
         reference: lowest smoothed loss at any check; NaN before the first.
         removed: whether anything went inexactly since epsilon was last changed.
@@ -72,7 +74,7 @@ def apoptosis(
     *,
     epsilon: float = 0.02,
     growth: float = 1.5,
-    largest: float = 0.15,
+    largest: float = 0.2,
     tolerance: float = 0.05,
     slack: float = 0.01,
     most: float = 0.5,
@@ -83,7 +85,8 @@ def apoptosis(
     """Adaptive neuron apoptosis (reconstructed; see the module).
 
     Args:
-        epsilon: first budget per check and group, relative to the consumers' pre-activations, > 0.
+        epsilon: first budget per check, relative to what varies of the consumers'
+            pre-activations, > 0.
         growth: factor by which epsilon adapts, > 1.
         largest: what epsilon may grow to, > 0.
         tolerance: relative rise of the smoothed loss that still counts as none, >= 0.
@@ -132,7 +135,8 @@ def apoptosis(
             removed = _to_limit(options, removed, moment, remaining, allowance)
         inexact = any(np.any(gone & ~o.exact) for o, gone in zip(options, removed, strict=True))
         plan = _plan(options, removed)
-        wait = state.interval if plan is not None or (risen and early) else 2 * state.wait
+        settled = adapted.epsilon == state.epsilon and not (risen and early)
+        wait = 2 * state.wait if plan is None and settled else state.interval
         following = moment.step + wait
         if moment.limit is not None and not reached and moment.step < deadline:
             following = min(following, deadline)  # by when the target should be reached
@@ -213,15 +217,16 @@ def _add(option: Replacements, gone: Mask, units: Index) -> Mask:
 def _within_budget(
     options: Sequence[Replacements], removed: Sequence[Mask], epsilon: float, most: float
 ) -> list[Mask]:
-    """Per group the cheapest units, while their errors, added in squares, stay below epsilon."""
+    """The cheapest units of each group, while errors stay below its part of epsilon."""
     result = []
+    part = epsilon / math.sqrt(max(len(options), 1))
     for option, gone in zip(options, removed, strict=True):
         order = np.argsort(option.error, kind="stable")
         fixed = gone | np.isin(np.arange(len(gone)), list(_survivors(option, gone)))
         order = order[~fixed[order]]
         total = np.sqrt(np.cumsum(option.error[order] ** 2))
         room = max(int(most * option.group.size) - int(gone.sum()), 0)
-        result.append(_add(option, gone, order[total <= epsilon][:room]))
+        result.append(_add(option, gone, order[total <= part][:room]))
     return result
 
 

@@ -1,9 +1,11 @@
 """What each unit could be replaced by, and what that costs: a constant, or another unit.
 
-Errors are relative: the change of a consumer's pre-activation over the size of that pre-activation,
-both as root mean squares over the sample, so that layers of any width and scale compare. Bounds are
-largest instead of typical values. Symbols as in the reconstruction of adaptive neuron apoptosis:
-v_j are the outgoing weights of unit j, u_j its incoming ones with the bias, mu_j its mean.
+Errors are relative: the change of a consumer's pre-activation over what varies of it, both as
+root mean squares over the sample, so that layers of any width and scale compare. The mean does not
+count: biases take it over exactly, and in an untrained deep network, where it is nearly all there
+is, every unit would seem negligible beside it. Bounds are largest instead of typical values.
+Symbols as in the reconstruction of adaptive neuron apoptosis: v_j are the outgoing weights of unit
+j, u_j its incoming ones with the bias, mu_j its mean.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class Reader:
         strength: (U, k) length |v| of the outgoing weights of each position; offsets of a kernel
             taken as independent.
         reach: (U, k) the same for offsets that all add up: the most a change of 1 can do.
-        power: mean square of the pre-activation that the whole axis causes, positions taken as
-            independent: sum of |v_i|^2 E[a_i^2].
+        power: variance of the pre-activation that the whole axis causes, positions taken as
+            independent: sum of |v_i|^2 Var[a_i].
         padded: share of output positions that see zeros instead of the unit.
     """
 
@@ -77,13 +79,13 @@ def readers(
         how = absorber(view, consumer)
         if how is None or consumer.axis not in seen:
             return None
-        _, square, _, _ = observed(seen, consumer.axis)
+        padded = _border(analysis, consumer) if how.padded else 0.0
+        variance = _variance(*observed(seen, consumer.axis), padded)
         weights = np.abs(outgoing(view, how).astype(np.float64))
         strength = np.sqrt((weights**2).sum(axis=(1, 2)))
         reach = np.sqrt((weights.sum(axis=2) ** 2).sum(axis=1))
         index = group.member(consumer.axis).index
-        padded = _border(analysis, consumer) if how.padded else 0.0
-        power = float(strength**2 @ square) if np.isfinite(square).all() else math.inf
+        power = float(strength**2 @ variance) if np.isfinite(variance).all() else math.inf
         if not math.isfinite(power):
             return None
         result.append(
@@ -110,6 +112,12 @@ def observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Fl
         )
     count = max(window.count, 1)
     return total / count, square / count, low, high
+
+
+def _variance(mean: Floats, square: Floats, low: Floats, high: Floats, padded: float) -> Floats:
+    """Of each unit as its consumer sees it: at a padded border, zero stands for the unit."""
+    varying = np.where(low == high, 0.0, np.maximum(square - mean**2, 0.0))
+    return np.asarray(varying + padded * mean**2)
 
 
 def _border(analysis: Analysis, consumer: Consumer) -> float:
@@ -146,9 +154,7 @@ def foldings(parts: list[Reader], seen: Observations) -> Folding:
         mean, square, low, high = (row[part.index] for row in observed(seen, part.consumer.axis))
         mean = np.clip(mean, low, high)
         constant = low == high
-        variance = np.maximum(square - mean**2, 0.0)
-        variance[constant] = 0.0
-        variance += part.padded * mean**2
+        variance = _variance(mean, square, low, high, part.padded)
         deviation = np.maximum(high - mean, mean - low)
         if part.padded:
             deviation = np.maximum(deviation, np.abs(mean))

@@ -90,6 +90,33 @@ def test_the_budget_says_how_much_goes_inexactly() -> None:
     assert counts[0] == 0 < counts[-1]
 
 
+def test_what_varies_counts_and_not_the_mean() -> None:
+    """As in an untrained deep network: large biases beside which what the inputs say is little."""
+    u, v = normal(12, 10), normal(10, 3)
+    plain = mlp(b=np.zeros(12, np.float32), c=np.zeros(10, np.float32), u=u, v=v)
+    pruner = apoptosis(epsilon=0.4, largest=0.4)
+    few = decided(pruner, at(plain))[1].removed()
+    lifted = mlp(b=np.full(12, 30, np.float32), c=np.full(10, 300, np.float32), u=u, v=v)
+    seen = at(lifted)
+    axes = [consumer.axis for group in seen.analysis.groups for consumer in group.consumers]
+    for window in seen.probe(axes, pruner.requires).values():
+        assert window.low is not None
+        assert window.low.min() > 0  # no rectifier acts
+    assert decided(pruner, seen)[1].removed() <= few + 2
+
+
+def test_the_budget_is_shared_by_the_groups() -> None:
+    wide = mlp()
+    both = apoptosis(epsilon=0.5, largest=0.5)
+    _, plan = decided(both, at(wide))
+    analysis = at(wide).analysis
+    for group in analysis.groups:
+        alone = replace(analysis, groups=(group,))
+        halved = apoptosis(epsilon=0.5 / math.sqrt(2), largest=0.5 / math.sqrt(2))
+        _, only = decided(halved, replace(at(wide), analysis=alone))
+        assert gone(plan, group.name) == gone(only, group.name) != set()
+
+
 def test_a_check_removes_no_more_of_a_group_than_it_may() -> None:
     network = with_redundant_units()
     pruner = apoptosis(epsilon=100.0, largest=100.0, most=0.25)
@@ -360,7 +387,7 @@ def test_before_the_first_step_there_is_no_rise() -> None:
 
 def test_checks_come_at_intervals_and_less_often_where_nothing_is_found() -> None:
     network = mlp()
-    pruner = apoptosis(epsilon=1e-9)
+    pruner = apoptosis(epsilon=1e-9, largest=1e-9)
     state = begun(pruner, network, 10)
     assert not pruner.due(state, 9)
     assert pruner.due(state, 10)
@@ -373,3 +400,13 @@ def test_checks_come_at_intervals_and_less_often_where_nothing_is_found() -> Non
     state, plan = check(pruner, with_redundant_units(), state, step=state.next)
     assert plan.removed() == 2
     assert state.wait == 10
+
+
+def test_no_wait_grows_while_the_budget_still_does() -> None:
+    network, pruner = mlp(), apoptosis(epsilon=1e-9, largest=2e-9, growth=1.5)
+    state, waits = begun(pruner, network, 10), []
+    for _ in range(4):
+        state, plan = check(pruner, network, state, step=state.next)
+        assert plan.removed() == 0
+        waits.append(state.wait)
+    assert waits == [10, 10, 20, 40]
