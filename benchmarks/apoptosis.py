@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from onnxprune_models import builders
 from rows import SHARED, Row, run, table
-from trainings import Data, by_model, column, parts, ratio, side_by_side, spread, trained
+from trainings import THREADS, Data, by_model, column, parts, ratio, side_by_side, spread, trained
 
 SEEDS = (0, 1, 2)
 DEPTHS = (3, 5)
@@ -69,6 +69,7 @@ def compared(data: Data, setting: Mapping[str, Any], depth: int, seed: int) -> d
         "seed": seed,
         "epochs": EPOCHS,
         "batch_size": setting["batch_size"],
+        "threads": THREADS,
         "loss": setting["loss"],
     }
 

@@ -36,7 +36,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxprune_models import builders
 from rows import SHARED, Row, run, table
-from trainings import Data, by_model, column, parts, ratio, side_by_side, spread, trained
+from trainings import THREADS, Data, by_model, column, parts, ratio, side_by_side, spread, trained
 
 from onnxprune.base import Array
 from onnxprune.gradients.gradient import GradientGraph, differentiate
@@ -181,6 +181,7 @@ def compared(data: Data, seed: int) -> dict[str, Any]:
         "seed": seed,
         "epochs": EPOCHS,
         "batch_size": BATCH,
+        "threads": THREADS,
         "optimizer": "adam",
         "learning_rate": 1e-3,
         "schedule": "constant",

@@ -6,8 +6,10 @@ Takes the models that come with the project, untrained ones of its builders, tho
 folder of the onnx package (whose weights are all equal: they get random ones), the files in
 $ONNXPRUNE_DATA and those in the given folders. Each is trained for 20 steps of Adam on one batch,
 fixed and made up, in a process of its own with limits on time and memory: on its own loss where the
-graph tells it, on the squared distance from random numbers otherwise. A row per model goes to
-results/trainable.csv. Rows that are there are not run again; with --again, those that failed are.
+graph tells it, on the squared distance from random numbers otherwise. The learning rate is the
+first of 1e-3, 1e-4 and 1e-5 at which the loss goes down: untrained networks whose normalization has
+statistics of no data answer with millions. A row per model goes to results/trainable.csv. Rows that
+are there are not run again; with --again, those that failed are.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from rows import RESULTS, SHARED, Row, forget, run, table
+from zoo.packages import packages
 
 from onnxprune.base import Array, Snapshot
 from onnxprune.data.synthetic import synthetic
@@ -52,7 +55,8 @@ from onnxprune.training.session import Session
 from onnxprune.updates.graph import build_update
 from onnxprune.updates.rules import adam
 
-STEPS, RATE, EXAMPLES = 20, 1e-3, 4
+STEPS, EXAMPLES = 20, 4
+RATES = (1e-3, 1e-4, 1e-5)
 MINUTES, GIGABYTES = 5, 8
 
 
@@ -143,9 +147,13 @@ def _trained(file: Path) -> dict[str, Any]:
     if not known:
         return {"parameters": len(names), "error": "no parameter leads to the output"}
     graph = differentiate(copy.model, loss=LOSS, parameters=known, state=copy.state)
-    losses, seconds = stepped(graph, copy.model, {**feeds, TARGET: target})
+    for rate in RATES:
+        losses, seconds = stepped(graph, copy.model, {**feeds, TARGET: target}, rate)
+        if losses[-1] < losses[0]:
+            break
     return {
         "loss": objective.kind,
+        "rate": rate,
         "parameters": len(names),
         "trained": len(graph.parameters),
         "first": f"{losses[0]:.5g}",
@@ -166,7 +174,7 @@ def _untrained(names: Sequence[str], known: Sequence[str], graph: GradientGraph)
 
 
 def stepped(
-    graph: GradientGraph, lowered: ir.Model, feeds: Mapping[str, Array]
+    graph: GradientGraph, lowered: ir.Model, feeds: Mapping[str, Array], rate: float
 ) -> tuple[list[float], float]:
     """Losses of all steps, and the seconds of the median one."""
     held = {name: constant(value) for name, value in constants(lowered).items()}
@@ -190,7 +198,7 @@ def stepped(
     with Session(plain=graph, update=update, snapshot=snapshot) as session:
         for _ in range(STEPS + 1):
             started = time.perf_counter()
-            losses.append(session.train_step(batch, learning_rate=RATE).loss)
+            losses.append(session.train_step(batch, learning_rate=rate).loss)
             times.append(time.perf_counter() - started)
     return losses, float(np.median(times))
 
@@ -221,14 +229,9 @@ def fill(model: ir.Model) -> None:
 
 
 def inputs(model: ir.Model, file: Path) -> dict[str, Array]:
-    """The input that comes with the file, or a made-up one."""
-    beside = file.with_suffix(".in.npz")
-    wanted = {value.name for value in model_input(model)}
-    if beside.exists():
-        given = dict(np.load(beside))
-        if set(given) >= wanted:
-            return {name: array for name, array in given.items() if name in wanted}
-    return synthetic(model, np.random.default_rng(0), examples=EXAMPLES)
+    """A made-up batch; where open sizes are not free, of those the zoo knows."""
+    sizes = {entry.stem: entry.sizes for entry in packages()}.get(file.stem, {})
+    return synthetic(model, np.random.default_rng(0), examples=EXAMPLES, input_shapes=sizes)
 
 
 def posed(model: ir.Model, feeds: Mapping[str, Array]) -> tuple[Objective, Array]:

@@ -53,13 +53,18 @@ class Entry:
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     large: bool = False
 
+    @property
+    def stem(self) -> str:
+        """Of its file's name."""
+        return self.name.replace("/", "_").replace(":", "_")
+
     def file(self, places: Places) -> Path:
         """Its file, made when it is not in the cache.
 
         Raises:
             UnavailableError: it cannot be made; the reason is kept, so that it is not tried again.
         """
-        path = places.cache / f"{self.name.replace('/', '_').replace(':', '_')}.onnx"
+        path = places.cache / f"{self.stem}.onnx"
         excuse = path.with_suffix(".unavailable")
         if excuse.exists():
             raise UnavailableError(excuse.read_text(encoding="utf-8"))
