@@ -34,7 +34,7 @@ from zoo.packages import packages
 
 from onnxprune.base import Array, Snapshot
 from onnxprune.data.synthetic import synthetic
-from onnxprune.errors import OnnxPruneError
+from onnxprune.errors import NonFiniteLossError, OnnxPruneError
 from onnxprune.gradients.gradient import GradientGraph, differentiate
 from onnxprune.gradients.lowering import evaluation_copy, lower
 from onnxprune.graph.groups import analyze
@@ -148,7 +148,12 @@ def _trained(file: Path) -> dict[str, Any]:
         return {"parameters": len(names), "error": "no parameter leads to the output"}
     graph = differentiate(copy.model, loss=LOSS, parameters=known, state=copy.state)
     for rate in RATES:
-        losses, seconds = stepped(graph, copy.model, {**feeds, TARGET: target}, rate)
+        try:
+            losses, seconds = stepped(graph, copy.model, {**feeds, TARGET: target}, rate)
+        except NonFiniteLossError:
+            if rate == RATES[-1]:
+                raise
+            continue
         if losses[-1] < losses[0]:
             break
     return {
@@ -240,6 +245,7 @@ def posed(model: ir.Model, feeds: Mapping[str, Array]) -> tuple[Objective, Array
     runner = Runner(model, optimize=False)
     values = runner.run({name: feeds[name] for name in runner.inputs})
     floats = [name for name, array in values.items() if _is_float(array)]
+    floats.sort(key=lambda name: not np.isfinite(values[name]).all())
     if not floats:
         raise OnnxPruneError("no float output")
     name = floats[0]
