@@ -379,6 +379,14 @@ CASES: dict[str, Case] = {
         others=("5",),
         constants="int64 n = {3}, bool t = {1}",
     ),
+    "Loop/unread": Case(  # a state that begins with another rank, since no pass reads it
+        "f, w = Loop (n, t, h, zero) <body = b (int64 i, bool c, float[N,5] s, float[N,5] v0) => "
+        "(bool d, float[N,5] r, float[N,5] v1) { d = Identity(c) v1 = Mul(s, p_a) "
+        "r = Tanh(v1) }> z = Mul(f, w)",
+        others=("5",),
+        constants="int64 n = {3}, bool t = {1}, float zero = {0.0}",
+        native=True,
+    ),
     "Loop/scanned": Case(
         "last, all = Loop (n, t, h) <body = b (int64 i, bool c, float[N,5] s) => "
         "(bool d, float[N,5] r, float[N,5] o) { d = Identity(c) v = Mul(s, p_a) "

@@ -8,7 +8,7 @@ the forward loop keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,14 @@ class _Passes:
 
     Attributes:
         body: of one pass; its inputs are `constant`, then the states, then the slices.
-        states: per state, all values it had at the beginning of a pass, along axis 0.
+        states: per state, all values it had at the beginning of a pass, along axis 0; None for one
+            that no pass reads, which may even change its rank.
         slices: what the passes took slices of, with axis and direction.
         first: of the body's outputs, the number of the first state.
     """
 
     body: ir.Graph
-    states: Sequence[ir.Value]
+    states: Sequence[ir.Value | None]
     slices: Sequence[tuple[ir.Value, int, int]]
     first: int
 
@@ -51,14 +52,15 @@ def scan(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     turned = attribute(node, "scan_input_directions", [0] * taken)
     slices = list(zip(node.inputs[count:], axes, turned, strict=True))
     passes = _Passes(body=body, states=states, slices=slices, first=0)  # type: ignore[arg-type]
-    made = len(body.outputs) - count - len(states)
+    kept = sum(state is not None for state in states)
+    made = len(body.outputs) - count - kept
     outs = _slice_slopes(
         call.slopes[count : count + made],
         attribute(node, "scan_output_axes", [0] * made),
         attribute(node, "scan_output_directions", [0] * made),
     )
-    _extend(node, "scan_output_axes", len(states))
-    _extend(node, "scan_output_directions", len(states))
+    _extend(node, "scan_output_axes", kept)
+    _extend(node, "scan_output_directions", kept)
     return _backwards(e, call, passes, outs, call.slopes[:count], 0, count)
 
 
@@ -80,22 +82,31 @@ def loop(e: Emitter, call: Call) -> Sequence[ir.Value | None]:
     return _backwards(e, call, passes, outs, call.slopes[:count], 2, count)
 
 
-def _keep(node: ir.Node, values: Sequence[ir.Value], body: ir.Graph) -> list[ir.Value]:
-    """Let the loop put out what `values`, inputs of its body, were in every pass."""
-    first = len(node.outputs)
-    node.resize_outputs(first + len(values))
-    kept = []
+def _keep(node: ir.Node, values: Sequence[ir.Value], body: ir.Graph) -> list[ir.Value | None]:
+    """Let the loop put out what `values`, inputs of its body, were in every pass.
+
+    None for those that no pass reads, but the first, which tells how many passes there were.
+    """
+    kept: list[ir.Value | None] = [None] * len(values)
+    name = next(value.name for value in node.outputs if value.name)
     for number, value in enumerate(values):
+        if number and not _read(value):
+            continue
         copy = ir.node("Identity", [value])
         copy.outputs[0].name = f"{value.name}/kept"
         copy.outputs[0].type = value.type
         body.append(copy)
         body.outputs.append(copy.outputs[0])
-        output = node.outputs[first + number]
-        output.name = f"{next(v.name for v in node.outputs if v.name)}/kept_{number}"
+        node.resize_outputs(len(node.outputs) + 1)
+        output = node.outputs[-1]
+        output.name = f"{name}/kept_{number}"
         output.type = value.type
-        kept.append(output)
+        kept[number] = output
     return kept
+
+
+def _read(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()
 
 
 _Slope = tuple[int, ir.Value, int, int]
@@ -131,19 +142,25 @@ def _backwards(
     """
     body, first = passes.body, passes.first
     inner = list(body.inputs)
-    moved = [n for n in range(count) if _real(call.node.inputs[before + n])]
+    real = [n for n in range(count) if _real(call.node.inputs[before + n])]
+    moved = [n for n in real if _read(inner[before + n])]
+    unread = [n for n in real if n not in moved and ends[n] is not None]
     cuts = [n for n in range(before + count, len(inner)) if call.wanted[n]]
     total = len(call.node.inputs)
     outside = [n for n, need in enumerate(call.wanted[total:]) if need]
     sources = [inner[before + n] for n in moved]
     sources += [call.captures[n] for n in outside]
     sources += [inner[n] for n in cuts]
-    sinks = [first + n for n in moved] + [first + count + number for number, *_ in outs]
+    sinks = [first + n for n in moved + unread] + [first + count + number for number, *_ in outs]
     step = call.differentiate(body, sources, sinks, f"{e.prefix}/pass")
-    kept = [step.inputs[n] for n in range(len(inner))]
+    known = [*(state is not None for state in passes.states), *(True for _ in passes.slices)]
+    kept = [value for value, there in zip(step.inputs, known, strict=False) if there]
     arrived = list(step.inputs[len(inner) :])
+    ended = {arrived[len(moved) + k]: body.outputs[first + n] for k, n in enumerate(unread)}
+    _forget(step, len(moved), ended, e.prefix)
+    moved += unread
     sums = _accumulate(step, len(moved), [call.captures[n] for n in outside], e.prefix)
-    slices = [(value, 0, 1) for value in passes.states]
+    slices = [(value, 0, 1) for value in passes.states if value is not None]
     slices += [(value, axis, 1 - turn) for value, axis, turn in passes.slices]
     slices += [(slope, axis, 1 - turn) for _, slope, axis, turn in outs]
     step.inputs.clear()
@@ -164,7 +181,8 @@ def _backwards(
     answer: list[ir.Value | None] = [None] * len(call.wanted)
     places = [before + n for n in moved] + [total + n for n in outside] + cuts
     for place, value in zip(places, results, strict=True):
-        answer[place] = value
+        if place - before not in unread:
+            answer[place] = value
     return answer
 
 
@@ -179,6 +197,24 @@ def _out_directions(slices: Sequence[tuple[ir.Value, int, int]]) -> dict[str, An
 
 def _real(value: ir.Value | None) -> bool:
     return value is not None and (value.dtype is None or trainable_dtype(value.dtype))
+
+
+def _forget(step: ir.Graph, first: int, ended: Mapping[ir.Value, ir.Value], prefix: str) -> None:
+    """The slopes of states that no pass reads end in the pass that wrote them.
+
+    Args:
+        step: the body that is written, from its output `first` on.
+        first: see there.
+        ended: state by its slope.
+        prefix: of names.
+    """
+    for number, (slope, state) in enumerate(ended.items()):
+        nothing = ir.node("Sub", [slope, slope])
+        nothing.outputs[0].name = f"{prefix}/nothing_{number}"
+        nothing.outputs[0].type = slope.type
+        nothing.outputs[0].shape = state.shape  # which the runtime asks for
+        step.append(nothing)
+        step.outputs.insert(first + number, nothing.outputs[0])
 
 
 def _accumulate(
