@@ -326,6 +326,17 @@ def _ends(model: ir.Model) -> tuple[ir.Value, ...]:
 
 
 def _open(model: ir.Model, device: Device, *, optimize: bool) -> Any:
+    """A session; without the runtime's optimizations where they are what fails."""
+    try:
+        return _opened(model, device, optimize=optimize)
+    except ModelError:
+        if optimize:
+            with contextlib.suppress(ModelError):
+                return _opened(model, device, optimize=False)
+        raise
+
+
+def _opened(model: ir.Model, device: Device, *, optimize: bool) -> Any:
     ort = onnxruntime()
     providers = device.providers()
     options = device.options(optimize=optimize)

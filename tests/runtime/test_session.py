@@ -82,6 +82,22 @@ def test_a_refused_model_says_why_in_one_line():
 
 
 @pytest.mark.ort
+def test_where_an_optimization_fails_a_model_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, opened = [], runtime._opened
+
+    def failing(model: ir.Model, device: Device, *, optimize: bool) -> object:
+        tried.append(optimize)
+        if optimize:
+            raise ModelError("the runtime refuses the model: RemoveNode")
+        return opened(model, device, optimize=False)
+
+    monkeypatch.setattr(runtime, "_opened", failing)
+    y = Runner(affine()).run({"x": ones(4, 3), "w": ones(3, 2)})["y"]
+    np.testing.assert_array_equal(y, 3 * ones(4, 2))
+    assert tried == [True, False]
+
+
+@pytest.mark.ort
 def test_a_newer_model_runs_with_an_older_header():
     model = affine()
     model.graph.opset_imports[""], model.ir_version = 23, 11
