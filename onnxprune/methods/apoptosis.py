@@ -113,9 +113,6 @@ def apoptosis(
         every = course.interval
         return State(epsilon=epsilon, interval=every, wait=every, next=every)
 
-    def due(state: State, step: int) -> bool:
-        return step >= state.next
-
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         allowed = state.reference * (1 + tolerance) + slack * moment.trivial
         risen = moment.loss > allowed
@@ -143,7 +140,7 @@ def apoptosis(
         after = replace(adapted, removed=inexact, wait=wait, next=following)
         return replace(after, low={}, high={}), plan
 
-    return Pruner(requires=OBSERVED, init=init, observe=_observe, decide=decide, due=due)
+    return Pruner(init=init, decide=decide, requires=OBSERVED, observe=_observe)
 
 
 def _observe(state: State, observations: Observations) -> State:

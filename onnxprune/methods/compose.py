@@ -20,6 +20,7 @@ from onnxprune.emit import Emitter
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.timing import Timing
+from onnxprune.windows import merge_windows
 
 __all__ = [
     "NOISE",
@@ -33,6 +34,7 @@ __all__ = [
     "Pruner",
     "TopK",
     "counter",
+    "gathered",
     "prolonged",
 ]
 
@@ -196,6 +198,19 @@ def prolonged(state: State, course: Course) -> State:
     return replace(state, course=course) if "course" in names else state
 
 
+def gathered(state: State, seen: Observations) -> State:
+    """`state` with what it has in `seen` merged with what is `seen` now: an `observe`."""
+    return replace(state, seen=merge_windows(state.seen, seen))
+
+
+def _unchanged(state: State, _seen: Observations) -> State:
+    return state
+
+
+def _reached(state: State, step: int) -> bool:
+    return bool(step >= state.next)
+
+
 def _no_influence(_model: ir.Model, _analysis: Analysis) -> Influence:
     return Influence()
 
@@ -208,11 +223,11 @@ class Pruner(NamedTuple):
     """A method.
 
     Attributes:
-        requires: what `observe` wants to see of the groups' consumers during training.
         init: (analysis, the run's course) -> state.
-        observe: (state, observations of one step) -> state; cheap and pure.
         decide: (state, moment) -> (state, plan or None); called when `due`.
-        due: (state, step) -> whether to call `decide` now.
+        requires: what `observe` wants to see of the groups' consumers during training.
+        observe: (state, observations of one step) -> state; cheap and pure.
+        due: (state, step) -> whether to call `decide` now; else from the step `state.next` on.
         influence: (model, analysis) -> what to write into the graphs of the round that begins.
         scalars: (state, step) -> the numbers of that influence for this step.
         every: observe in every so many steps; None leaves it to the loop.
@@ -221,11 +236,11 @@ class Pruner(NamedTuple):
         removes: whether it removes anything at all.
     """
 
-    requires: frozenset[Observable]
     init: Callable[[Analysis, Course], State]
-    observe: Callable[[State, Observations], State]
     decide: Callable[[State, Moment], tuple[State, Plan | None]]
-    due: Callable[[State, int], bool]
+    requires: frozenset[Observable] = frozenset()
+    observe: Callable[[State, Observations], State] = _unchanged
+    due: Callable[[State, int], bool] = _reached
     influence: Callable[[ir.Model, Analysis], Influence] = _no_influence
     scalars: Callable[[State, int], Mapping[str, float]] = _no_scalars
     every: int | None = None

@@ -124,12 +124,6 @@ def demp(
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))
 
-    def observe(state: State, _seen: Observations) -> State:
-        return state
-
-    def due(state: State, step: int) -> bool:
-        return step >= state.next
-
     def influence(model: ir.Model, analysis: Analysis) -> Influence:
         names = penalized_scales(model, analysis, also_weights=True) if strength else ()
         return Influence(penalized=names, noise=mask if noise else None)
@@ -158,15 +152,7 @@ def demp(
         allowance = left - math.ceil((left - limit.final) / checks)
         return after, _trimmed(moment, plan, allowance, allocation)
 
-    return Pruner(
-        requires=frozenset(),
-        init=init,
-        observe=observe,
-        decide=decide,
-        due=due,
-        influence=influence,
-        scalars=scalars,
-    )
+    return Pruner(init=init, decide=decide, influence=influence, scalars=scalars)
 
 
 def _burial(moment: Moment, seen: Observations, variance: float) -> Plan | None:

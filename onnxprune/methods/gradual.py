@@ -27,12 +27,12 @@ from onnxprune.methods.compose import (
     Moment,
     Pruner,
     counter,
+    gathered,
 )
 from onnxprune.methods.importance import Importance, importance
 from onnxprune.methods.lossless import REQUIRES, means
 from onnxprune.methods.options import check_range, check_word
 from onnxprune.ops.registry import Role
-from onnxprune.windows import merge_windows
 
 __all__ = ["gradual", "penalized_scales", "scheduled", "scores_of", "slimming", "to_limit"]
 
@@ -120,12 +120,6 @@ def scheduled(
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))
 
-    def observe(state: State, seen: Observations) -> State:
-        return replace(state, seen=merge_windows(state.seen, seen))
-
-    def due(state: State, step: int) -> bool:
-        return step >= state.next
-
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         late = moment.step >= state.course.deadline
         waits = adaptive and not late and moment.judged > state.reference * (1 + tolerance)
@@ -143,14 +137,7 @@ def scheduled(
             return after, None
         return after, remove(moment, state.seen, allowance)
 
-    return Pruner(
-        requires=requires,
-        init=init,
-        observe=observe,
-        decide=decide,
-        due=due,
-        needs_target=True,
-    )
+    return Pruner(init=init, decide=decide, requires=requires, observe=gathered, needs_target=True)
 
 
 def scores_of(chosen: Importance, moment: Moment, seen: Observations) -> dict[str, Floats]:

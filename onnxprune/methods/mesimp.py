@@ -34,10 +34,9 @@ import numpy as np
 
 from onnxprune.base import Floats, Group, Mask, Observable, Observations, Plan
 from onnxprune.graph.groups import Analysis
-from onnxprune.methods.compose import Course, Influence, Moment, Pruner, TopK, counter
+from onnxprune.methods.compose import Course, Influence, Moment, Pruner, TopK, counter, gathered
 from onnxprune.methods.gradual import to_limit
 from onnxprune.methods.options import check_range
-from onnxprune.windows import merge_windows
 
 __all__ = ["meprop", "mesimp"]
 
@@ -82,12 +81,6 @@ def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 0, unified: bool = F
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=course.after(0))
 
-    def observe(state: State, seen: Observations) -> State:
-        return replace(state, seen=merge_windows(state.seen, seen))
-
-    def due(state: State, step: int) -> bool:
-        return step >= state.next
-
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         length = cycle or max(round(_CYCLE * state.course.epoch / state.course.interval), 1)
         number = state.window // length
@@ -105,11 +98,10 @@ def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 0, unified: bool = F
         return after, plan
 
     return Pruner(
-        requires=frozenset({Observable.HITS}),
         init=init,
-        observe=observe,
         decide=decide,
-        due=due,
+        requires=frozenset({Observable.HITS}),
+        observe=gathered,
         influence=lambda _model, _analysis: Influence(top_k=TopK(k=k, unified=unified)),
         every=1,
     )
@@ -128,9 +120,7 @@ def meprop(*, k: int = 30, unified: bool = True) -> Pruner:
     """
     check_range("[1, inf)", k=k)
     return Pruner(
-        requires=frozenset(),
         init=lambda _analysis, _course: None,
-        observe=lambda state, _seen: state,
         decide=lambda state, _moment: (state, None),
         due=lambda _state, _step: False,
         influence=lambda _model, _analysis: Influence(top_k=TopK(k=k, unified=unified)),

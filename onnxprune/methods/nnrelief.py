@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.base import Floats, Fold, Group, Mask, Observations, Plan
+from onnxprune.base import Floats, Fold, Group, Mask, Plan
 from onnxprune.graph.couplings import views
 from onnxprune.graph.groups import Analysis
 from onnxprune.methods.branches import Branch, branches
@@ -99,12 +99,6 @@ def nnrelief(
     def init(_analysis: Analysis, course: Course) -> State:
         return State(course=course, next=_round_after(course, rounds, 0))
 
-    def observe(state: State, _seen: Observations) -> State:
-        return state
-
-    def due(state: State, step: int) -> bool:
-        return step >= state.next
-
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         step, deadline = moment.step, max(state.course.deadline, 1)
         after = replace(state, next=_round_after(state.course, rounds, step))
@@ -117,14 +111,7 @@ def nnrelief(
             return after, None
         return after, replace(plan, reset_moments=fresh, rewind=rewind)
 
-    return Pruner(
-        requires=frozenset(),
-        init=init,
-        observe=observe,
-        decide=decide,
-        due=due,
-        rewinds=rewind,
-    )
+    return Pruner(init=init, decide=decide, rewinds=rewind)
 
 
 def _round_after(course: Course, rounds: int, step: int) -> int:
