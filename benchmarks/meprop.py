@@ -23,7 +23,6 @@ ONNXPRUNE_EPOCHS sets another number of epochs, to try it out; such rows go to a
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from onnxprune_models import builders
+from profiles import kernels, profiled
 from rows import SHARED, Row, run, table
 from trainings import THREADS, Data, by_model, column, parts, ratio, side_by_side, spread, trained
 
@@ -43,7 +43,7 @@ from onnxprune.gradients.gradient import GradientGraph, differentiate
 from onnxprune.graph.parameters import trained as trained_parameters
 from onnxprune.methods import make
 from onnxprune.model import save
-from onnxprune.runtime.session import Device, Runner
+from onnxprune.runtime.session import Runner
 from onnxprune.training.config import RunConfig
 from onnxprune.training.influence import preactivations, with_top_k
 from onnxprune.training.problem import pose
@@ -106,19 +106,8 @@ class Profiled:
     """A session that says how long its kernels take."""
 
     def __init__(self, model: ir.Model, feeds: Mapping[str, Array], folder: str) -> None:
-        options = Device.options
-
-        def profiled(self: Device, *, optimize: bool) -> Any:
-            made = options(self, optimize=optimize)
-            made.enable_profiling = True
-            made.profile_file_prefix = f"{folder}/{id(model)}"
-            return made
-
-        Device.options = profiled  # type: ignore[method-assign]
-        try:
+        with profiled(folder):
             self.runner = Runner(model)
-        finally:
-            Device.options = options  # type: ignore[method-assign]
         self.feeds = {name: feeds[name] for name in self.runner.inputs}
 
     def run(self) -> None:
@@ -127,16 +116,9 @@ class Profiled:
 
     def times(self, runs: int) -> dict[str, float]:
         """Median milliseconds of one run per kind of operator, of `runs` in all; ends profiling."""
-        text = Path(self.runner.session.end_profiling()).read_text(encoding="utf-8").strip()
-        events = json.loads(text if text.endswith("]") else f"{text.rstrip(',')}]")
-        kernels = [
-            (event["name"], event["args"]["op_name"], event["dur"] / 1000)
-            for event in events
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-        ]
         by_node: dict[tuple[str, str], list[float]] = {}
-        for name, kind, taken in kernels:
-            by_node.setdefault((name, kind), []).append(taken)
+        for node, operator, taken in kernels(Path(self.runner.session.end_profiling())):
+            by_node.setdefault((node, operator), []).append(taken / 1000)
         found: dict[str, float] = {}
         for (_, kind), taken in by_node.items():
             each = len(taken) / runs  # nodes may share a name

@@ -15,7 +15,6 @@ compiler.
 from __future__ import annotations
 
 import collections
-import json
 import os
 import statistics
 import subprocess
@@ -28,11 +27,11 @@ from typing import Any
 
 import numpy as np
 import step_workers
+from profiles import kernels, profiled
 from rows import Row, run, table
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.parameters import trained
-from onnxprune.runtime.session import Device
 from onnxprune.training.config import RunConfig
 from onnxprune.training.problem import pose
 from onnxprune.training.pruning import removable
@@ -84,37 +83,18 @@ def stepper(folder: Path) -> step_workers.Step:
 
 def profile(folder: Path) -> str:
     """The five operators that take the most of a step, with their shares."""
-    options = Device.options
+    times: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as place:
-
-        def profiled(self: Device, *, optimize: bool) -> Any:
-            found = options(self, optimize=optimize)
-            found.enable_profiling = True
-            found.profile_file_prefix = f"{place}/{len(os.listdir(place))}"
-            return found
-
-        Device.options = profiled  # type: ignore[method-assign]
-        try:
+        with profiled(place):
             opened_session, batch = session(folder)
-        finally:
-            Device.options = options  # type: ignore[method-assign]
         for _ in range(PROFILED):
             opened_session.train_step(batch, learning_rate=step_workers.RATE)
         opened_session.close()
-        files = list(Path(place).iterdir())
-        times: collections.Counter[str] = collections.Counter()
-        for file in files:
-            for event in _events(file):
-                if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                    times[event["args"]["op_name"]] += event["dur"]
+        for file in Path(place).iterdir():
+            for kernel in kernels(file):
+                times[kernel.operator] += kernel.microseconds
     whole = max(sum(times.values()), 1)
     return ", ".join(f"{name} {100 * taken / whole:.0f} %" for name, taken in times.most_common(5))
-
-
-def _events(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8").strip()
-    found: list[dict[str, Any]] = json.loads(text if text.endswith("]") else f"{text.rstrip(',')}]")
-    return found
 
 
 def measured(name: str, size: int) -> dict[str, Any]:
