@@ -7,9 +7,9 @@ folder of the onnx package (whose weights are all equal: they get random ones), 
 $ONNXPRUNE_DATA and those in the given folders. Each is trained for 20 steps of Adam on one batch,
 fixed and made up, in a process of its own with limits on time and memory: on its own loss where the
 graph tells it, on the squared distance from random numbers otherwise. The learning rate is the
-first of 1e-3, 1e-4 and 1e-5 at which the loss goes down: untrained networks whose normalization has
-statistics of no data answer with millions. A row per model goes to results/trainable.csv. Rows that
-are there are not run again; with --again, those that failed are.
+first of 1e-3, 1e-4 ... 1e-7 at which the loss goes down: untrained networks whose normalization was
+folded into the weights answer with millions. A row per model goes to results/trainable.csv. Rows
+that are there are not run again; with --again, those that failed are.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from onnxprune.updates.graph import build_update
 from onnxprune.updates.rules import adam
 
 STEPS, EXAMPLES = 20, 4
-RATES = (1e-3, 1e-4, 1e-5)
+RATES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 MINUTES, GIGABYTES = 5, 8
 
 
