@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from onnxprune.training.config import PROVIDERS, RunConfig
+from onnxprune.training.config import RunConfig
 
 from . import _render
 from ._types import analysis_options, field_option
@@ -19,8 +19,8 @@ _option = field_option(RunConfig)
 @click.command()
 @click.argument("model", type=click.Path())
 @analysis_options
-@_option("provider", type=PROVIDERS, help="Where a model is run that takes one batch size only.")
-@_option("threads", type=int, help="Of the runtime.  [default: it chooses]")
+@_option("provider", help="Where a model is run that takes one batch size only.")
+@_option("threads")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(
     *,

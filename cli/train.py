@@ -12,15 +12,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from onnxprune.data import EMBEDDED, LAYOUTS
+from onnxprune.data import EMBEDDED
 from onnxprune.errors import ConfigError
 from onnxprune.methods import METHODS
-from onnxprune.rewrite.residual import RESIDUALS
 from onnxprune.training.config import (
     BATCH_NORM,
     CHECKS,
     OPTIMIZERS,
-    PROVIDERS,
     SCHEDULES,
     TARGET_SCHEDULES,
     RunConfig,
@@ -29,7 +27,7 @@ from onnxprune.training.guards import output_path
 from onnxprune.training.loss_spec import KINDS
 
 from . import _render
-from ._types import analysis_options, assignments, field_option, numbers, share
+from ._types import JSON, OUTPUT, QUIET, analysis_options, assignments, field_option
 
 __all__ = ["train"]
 
@@ -38,13 +36,7 @@ _option = field_option(RunConfig)
 _MAIN = (
     click.option("--data", metavar="FILE", help="An .npz file with x and y, or 'digits'."),
     click.option("--val", metavar="FILE", help="Validation data; otherwise a part of --data."),
-    click.option(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="Where the result goes; an existing file of that name is replaced.  "
-        "[default: MODEL's name with .pruned.onnx, in this folder]",
-    ),
+    OUTPUT,
     _option("method", type=tuple(METHODS), help="How units are chosen for removal."),
     click.option(
         "--set",
@@ -54,31 +46,18 @@ _MAIN = (
         callback=assignments,
         help="An option of the method; may be repeated.",
     ),
-    _option(
-        "target",
-        metavar="params=30%",
-        help="What should remain; macs=50%, params=9k, latency=50% and latency=2ms do as well.",
-    ),
+    _option("target"),
     _option("target_schedule", type=TARGET_SCHEDULES, help="How removal proceeds to --target."),
     _option("epochs", type=int, help="Passes over the data."),
-    _option(
-        "max_drop",
-        metavar="FLOAT",
-        callback=share,
-        help="By how much the metric may fall: 0.01 or 1%.",
-    ),
-    _option("keep", metavar="REGEX", help="Remove nothing from these groups."),
+    _option("max_drop", help="By how much the metric may fall: 0.01 or 1%."),
+    _option("keep"),
     _option("prune_interval", type=int, help="Steps between removals.  [default: the method's]"),
     _option(
         "round_to",
         type=int,
         help="Keep a multiple of this many units per group, or fewer.  [default: 8 with --target]",
     ),
-    _option(
-        "residual",
-        type=RESIDUALS,
-        help="Whether shortcuts lose the same channels as their blocks; decouple: where faster.",
-    ),
+    _option("residual"),
     _option("patience", type=int, help="Stop after so many epochs without improvement."),
 )
 _OPTIMIZATION = (
@@ -105,23 +84,20 @@ _OPTIMIZATION = (
     _option("batch_norm", type=BATCH_NORM, help="Statistics that BatchNormalization uses."),
 )
 _DATA = (
-    _option("scale", type=float, help="Factor for the data.  [default: 1/255 for uint8, else 1]"),
-    _option("mean", metavar="A,B,C", callback=numbers, help="Subtracted, after --scale."),
-    _option("std", metavar="A,B,C", callback=numbers, help="Divided by, after --mean."),
-    _option("layout", type=LAYOUTS, help="How the axes of the data lie."),
+    *(_option(name) for name in ("scale", "mean", "std", "layout")),
     _option("validation_fraction", type=float, help="Part of --data that is put aside."),
 )
 _RUN = (
     _option("seed", type=int, help="Of everything random."),
-    _option("provider", type=PROVIDERS, help="Where to compute."),
-    _option("threads", type=int, help="Of the runtime.  [default: it chooses]"),
+    _option("provider"),
+    _option("threads"),
     _option("check", type=CHECKS, help="Try the first step in a child process, against crashes."),
     _option("run_directory", "--run-dir", metavar="DIR", help="For records.  [default: runs/...]"),
     click.option("--resume", metavar="DIR", help="Go on with the run in this folder."),
     _option("checkpoint_every", metavar="1epoch", help="Or 500steps, 10min, never."),
     _option("keep_checkpoints", type=int, help="How many of them are kept."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON, show no progress."),
-    click.option("--quiet", is_flag=True, help="Show no progress."),
+    JSON,
+    QUIET,
     click.option("--dry-run", is_flag=True, help="Check everything, train and write nothing."),
 )
 
