@@ -1,18 +1,18 @@
 """Where units end: the inputs of nodes at which their axes are coupled to no axis of an output.
 
 `consumers` finds those of data, `inner` the weights through which nodes use units within
-themselves.
+themselves; `consumer_axes` lists where the units of groups end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from onnxprune.base import Axis, Consumer, Ends, Fact, Inner
+from onnxprune.base import Axis, Consumer, Ends, Fact, Group, Inner
 from onnxprune.ops.registry import View
 from onnxprune.scopes import subgraphs
 
-__all__ = ["Links", "consumers", "inner"]
+__all__ = ["Links", "consumer_axes", "consumers", "inner"]
 
 Links = Mapping[str, Sequence[tuple[Axis, Axis]]]  # per node, the axes that it couples
 
@@ -38,6 +38,11 @@ def consumers(
             found = _ending(links, view, wanted, split)
             result.extend(c for c in found if (c.node, c.axis) not in silent)
     return result
+
+
+def consumer_axes(groups: Iterable[Group]) -> list[Axis]:
+    """The axes on which units of `groups` end; sorted, each once."""
+    return sorted({consumer.axis for group in groups for consumer in group.consumers})
 
 
 def inner(collected: Iterable[tuple[View | None, Fact]]) -> Iterator[Consumer]:

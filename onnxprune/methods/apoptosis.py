@@ -39,8 +39,9 @@ from onnxprune.base import Axis, Floats, Fold, Index, Mask, Merge, Observations,
 from onnxprune.graph import cost
 from onnxprune.graph.groups import Analysis
 from onnxprune.methods.compose import RECOVERY, Course, Moment, Pruner, counter
+from onnxprune.methods.lossless import REQUIRES
 from onnxprune.methods.options import check_range
-from onnxprune.methods.replacements import OBSERVED, Replacements, replacements
+from onnxprune.methods.replacements import Replacements, replacements
 
 __all__ = ["apoptosis"]
 
@@ -140,7 +141,7 @@ def apoptosis(
         after = replace(adapted, removed=inexact, wait=wait, next=following)
         return replace(after, low={}, high={}), plan
 
-    return Pruner(init=init, decide=decide, requires=OBSERVED, observe=_observe)
+    return Pruner(init=init, decide=decide, requires=REQUIRES, observe=_observe)
 
 
 def _observe(state: State, observations: Observations) -> State:

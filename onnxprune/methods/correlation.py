@@ -26,6 +26,7 @@ import numpy as np
 from onnxprune.base import Floats, Fold, Group, Mask, Merge, Observable, Observations, Plan
 from onnxprune.graph.balance import completed_keep
 from onnxprune.graph.couplings import views
+from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.weights import weights
 from onnxprune.methods.allocation import CHOICES, allocate, settled_allocation
 from onnxprune.methods.candidates import Folding, Reader, foldings, readers
@@ -119,8 +120,7 @@ def correlation(
 def _stands(moment: Moment) -> list[_Stand]:
     """For every group whose consumers can take over what a unit contributes."""
     analysis = moment.analysis
-    axes = sorted({consumer.axis for group in analysis.groups for consumer in group.consumers})
-    seen = moment.probe(axes, _OBSERVED)
+    seen = moment.probe(consumer_axes(analysis.groups), _OBSERVED)
     by_key = {view.key: view for view in views(moment.model, analysis.shapes, analysis.known)}
     found = []
     for group in analysis.groups:

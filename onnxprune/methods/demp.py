@@ -45,7 +45,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Floats, Group, Mask, Observable, Observations, Plan
+from onnxprune.base import Floats, Group, Mask, Observations, Plan
+from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.groups import Analysis
 from onnxprune.methods.allocation import CHOICES
 from onnxprune.methods.compose import (
@@ -60,13 +61,12 @@ from onnxprune.methods.compose import (
 )
 from onnxprune.methods.gradual import penalized_scales, scores_of, to_limit
 from onnxprune.methods.importance import mean_activation, scale
-from onnxprune.methods.lossless import means
+from onnxprune.methods.lossless import REQUIRES, means
 from onnxprune.methods.options import check_range, check_word
 from onnxprune.schedules import WARM, one_cycle
 
 __all__ = ["demp"]
 
-_OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
 _MASKS = ("live", "all")
 _PRESSURE = 1.5  # by which the penalty's strength follows a target, at each check
 _STRONGEST = 10.0  # what it may grow to
@@ -133,8 +133,7 @@ def demp(
         return {PENALTY: state.pressure * strength * cycle, NOISE: noise * cycle}
 
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
-        axes = {c.axis for group in moment.analysis.groups for c in group.consumers}
-        seen = moment.probe(sorted(axes), _OBSERVED)
+        seen = moment.probe(consumer_axes(moment.analysis.groups), REQUIRES)
         plan = _burial(moment, seen, variance if state.pressure else 0.0)
         lowest = float(np.fmin(state.reference, moment.loss))
         after = replace(state, next=state.course.after(moment.step), reference=lowest)

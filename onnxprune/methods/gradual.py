@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.base import Axis, Floats, Mask, Observable, Observations, Plan
 from onnxprune.errors import MethodError
 from onnxprune.graph.balance import completed_keep
+from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.weights import Weight, weights
 from onnxprune.methods.allocation import CHOICES, allocate, settled_allocation
@@ -150,8 +151,7 @@ def scores_of(chosen: Importance, moment: Moment, seen: Observations) -> dict[st
     """
     groups = moment.analysis.groups
     if chosen.requires and not any(o.is_gradient for o in chosen.requires):
-        axes = {consumer.axis for group in groups for consumer in group.consumers}
-        seen = moment.probe(sorted(axes), chosen.requires)
+        seen = moment.probe(consumer_axes(groups), chosen.requires)
     held = weights(moment.model, moment.analysis)
     found = {group.name: chosen.score(group, held, seen) for group in groups}
     return {name: score for name, score in found.items() if score is not None}
@@ -193,8 +193,8 @@ def to_limit(
         return None
     if not compensate:
         return plan
-    consumers = (c for g in moment.analysis.groups if g.name in found.keep for c in g.consumers)
-    seen = moment.probe(sorted({consumer.axis for consumer in consumers}), REQUIRES)
+    axes = consumer_axes(group for group in groups if group.name in found.keep)
+    seen = moment.probe(axes, REQUIRES)
     return replace(plan, folds=means(moment.model, moment.analysis, found.keep, seen))
 
 

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Axis, Fold, Group, Mask, Merge, Observable, Observations, Plan
 from onnxprune.graph.couplings import views
+from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.traces import trace
 from onnxprune.graph.weights import weights
@@ -60,7 +61,7 @@ class Findings:
 
 def observed_axes(model: ir.Model, analysis: Analysis) -> list[Axis]:
     """Where `lossless` looks: the inputs of the groups' consumers and of their producers."""
-    axes = {consumer.axis for group in analysis.groups for consumer in group.consumers}
+    axes = set(consumer_axes(analysis.groups))
     for group in analysis.groups:
         found = trace(model, analysis, group)
         axes.update(found.inputs if found is not None else ())

@@ -41,6 +41,7 @@ import numpy as np
 
 from onnxprune.base import Floats, Fold, Group, Mask, Plan
 from onnxprune.graph.couplings import views
+from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.groups import Analysis
 from onnxprune.methods.branches import Branch, branches
 from onnxprune.methods.candidates import foldings, readers
@@ -160,8 +161,7 @@ def _scored(
 def _dead(moment: Moment) -> dict[str, Mask]:
     """(U,) per group whose units can go: which are zero on the whole sample."""
     groups = [group for group in moment.analysis.groups if _may_lose(group)]
-    axes = {consumer.axis for group in groups for consumer in group.consumers}
-    seen = moment.probe(sorted(axes), REQUIRES)
+    seen = moment.probe(consumer_axes(groups), REQUIRES)
     return {group.name: dead_units(group, seen) for group in groups}
 
 
@@ -214,8 +214,7 @@ def _with_units(
     """The plan with all units that have no connections left: unread, dead, and constant ones."""
     moment = _masked(moment, masks)
     groups = [group for group in moment.analysis.groups if group.name in dead]
-    axes = {consumer.axis for group in groups for consumer in group.consumers}
-    seen = moment.probe(sorted(axes), REQUIRES)
+    seen = moment.probe(consumer_axes(groups), REQUIRES)
     by_key = {v.key: v for v in views(moment.model, moment.analysis.shapes, moment.analysis.known)}
     keep: dict[str, Mask] = {}
     exact: dict[str, Mask] = {}

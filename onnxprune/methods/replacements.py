@@ -13,15 +13,13 @@ import numpy as np
 
 from onnxprune.base import Axis, Floats, Fold, Group, Mask, Merge, Observable, Observations
 from onnxprune.graph.couplings import views
-from onnxprune.graph.traces import trace
 from onnxprune.methods.candidates import Folding, Merging, Reader, foldings, mergings, readers
 from onnxprune.methods.compose import Moment
 from onnxprune.methods.followers import either, followers, observable
 from onnxprune.methods.inside import drops, seen_together
+from onnxprune.methods.lossless import REQUIRES, observed_axes
 
-__all__ = ["OBSERVED", "Replacements", "replacements"]
-
-OBSERVED = frozenset({Observable.RANGE, Observable.MEAN, Observable.VARIANCE})
+__all__ = ["Replacements", "replacements"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -107,11 +105,7 @@ def replacements(
             1 for none.
     """
     groups = moment.analysis.groups
-    axes = {consumer.axis for group in groups for consumer in group.consumers}
-    for group in groups:
-        found = trace(moment.model, moment.analysis, group)
-        axes.update(found.inputs if found is not None else ())
-    seen = moment.probe(sorted(axes), OBSERVED)
+    seen = moment.probe(observed_axes(moment.model, moment.analysis), REQUIRES)
     by_key = {
         view.key: view
         for view in views(moment.model, moment.analysis.shapes, moment.analysis.known)
@@ -145,7 +139,7 @@ def _pairs(
     free = [part for group in groups if not group.inner for part in parts.get(group.name, ())]
     axes = [part.consumer.axis for part in free]
     sizes = [moment.analysis.shapes[axis.value][axis.position] for axis in axes]
-    return moment.probe(sorted(set(observable(free, sizes))), OBSERVED | {Observable.PAIRS})
+    return moment.probe(sorted(set(observable(free, sizes))), REQUIRES | {Observable.PAIRS})
 
 
 def _constant_in_training(

@@ -16,6 +16,7 @@ from onnxprune.base import Floats, Observations, Plan
 from onnxprune.errors import ConfigError, MethodError
 from onnxprune.graph import cost
 from onnxprune.graph.balance import completed_keep
+from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.timing import Timing
 from onnxprune.graph.weights import weights
@@ -212,11 +213,9 @@ def _scores(
     criterion = importance(name, seed=job.config.seed)
     seen: Observations = {}
     if criterion.requires:
-        axes = {consumer.axis for group in analysis.groups for consumer in group.consumers}
+        axes = consumer_axes(analysis.groups)
         where = job.device or Device(provider=job.config.provider, threads=job.config.threads)
-        seen = observe(
-            model, analysis, sorted(axes), criterion.requires, job.examples, device=where
-        )
+        seen = observe(model, analysis, axes, criterion.requires, job.examples, device=where)
     held = weights(model, analysis)
     found = {group.name: criterion.score(group, held, seen) for group in analysis.groups}
     scores = {name: score for name, score in found.items() if score is not None}
@@ -238,5 +237,5 @@ def _seen_at_consumers(model: ir.Model, analysis: Analysis, job: Job) -> Observa
     """What says by which means to replace units; nothing when inputs are made up."""
     if job.examples.data is None or job.runtime is None or not job.config.compensate:
         return {}
-    axes = {consumer.axis for group in analysis.groups for consumer in group.consumers}
-    return observe(model, analysis, sorted(axes), REQUIRES, job.examples, device=job.runtime)
+    axes = consumer_axes(analysis.groups)
+    return observe(model, analysis, axes, REQUIRES, job.examples, device=job.runtime)
