@@ -7,7 +7,6 @@ copied; only the batch goes in, and only the small outputs that are asked for co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -92,17 +91,6 @@ class Store:
         self._buffers.clear()
         self._arrays.clear()
         self._kinds.clear()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Runs(Protocol):
