@@ -56,7 +56,7 @@ def _mask_bias(e: Emitter, mask: ir.Value, k: ir.Value, low: float) -> ir.Value 
 
 
 @lowers("Attention", domain=_VENDOR)
-def packed_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None] | None:
+def packed_attention(e: Emitter, node: ir.Node) -> ir.Value | None:
     """Project to queries, keys and values, attend, put the heads side by side."""
     x, w, b, mask, past, extra = (optional_input(node, slot) for slot in range(6))
     heads, widths = attribute(node, "num_heads", 0), _widths(node, w)
@@ -67,18 +67,7 @@ def packed_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None] | N
     packed = _plus(e, e.op("MatMul", x, w), b)
     names = [f"{e.prefix}/{name}" for name in ("queries", "keys", "values")]
     parts = e.ops("Split", packed, e.integers(*widths), outputs=names, axis=2)
-    q, k, v = (by_head(e, part, heads) for part in parts)
-    low = attribute(node, "mask_filter_value", _FILL)
-    biases: list[ir.Value | None] = [extra]
-    if mask is not None:
-        bias = _mask_bias(e, mask, k, low)
-        if bias is None:
-            return None
-        biases.append(bias)
-    if attribute(node, "unidirectional", 0):
-        biases.append(causal(e, q, k, None))
-    how = Heads(queries=heads, keys=heads, scale=attribute(node, "scale", None))
-    return [merged(e, attend(e, q, k, v, how, biases))]
+    return _attended(e, node, [by_head(e, part, heads) for part in parts], mask, extra)
 
 
 def _widths(node: ir.Node, w: ir.Value | None) -> list[int] | None:
@@ -108,7 +97,11 @@ def multi_head_attention(e: Emitter, node: ir.Node) -> Sequence[ir.Value | None]
         biases = e.ops("Split", b, e.integers(*sizes), outputs=names, axis=0)
         parts = [_plus(e, part, bias) for part, bias in zip(parts, biases, strict=True)]
     made = [_heads_apart(e, part, heads) for part in parts]
-    return _attended(e, node, made, mask, extra)
+    y = _attended(e, node, made, mask, extra)
+    if y is None:
+        return None
+    present = [e.op("Identity", value) for value in made[1:]]
+    return [y, *present][: len(node.outputs)]
 
 
 def _heads_apart(e: Emitter, value: ir.Value | None, heads: int) -> ir.Value:
@@ -122,7 +115,8 @@ def _attended(
     parts: Sequence[ir.Value],
     mask: ir.Value | None,
     extra: ir.Value | None,
-) -> Sequence[ir.Value | None] | None:
+) -> ir.Value | None:
+    """Attention of queries, keys and values by head, as both operators describe it."""
     (q, k, v), heads = parts, attribute(node, "num_heads", 0)
     biases: list[ir.Value | None] = [extra]
     if mask is not None:
@@ -133,9 +127,7 @@ def _attended(
     if attribute(node, "unidirectional", 0):
         biases.append(causal(e, q, k, None))
     how = Heads(queries=heads, keys=heads, scale=attribute(node, "scale", None))
-    y = merged(e, attend(e, q, k, v, how, biases))
-    present = [e.op("Identity", value) for value in (k, v)]
-    return [y, *present][: len(node.outputs)]
+    return merged(e, attend(e, q, k, v, how, biases))
 
 
 def _bias_sizes(b: ir.Value, parts: Sequence[ir.Value]) -> list[int] | None:
