@@ -10,15 +10,12 @@ import onnx_ir as ir
 import pytest
 from graphs import array, feeds, model
 from runs import examples
+from stages import first_stage, posed
 
 from onnxprune.emit import Emitter
 from onnxprune.instrument.measures import attach_measurement
-from onnxprune.model import save
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.training.config import RunConfig
-from onnxprune.training.problem import pose
-from onnxprune.training.pruning import Stage, inputs_of, moment, removable
-from onnxprune.training.rounds import begin
+from onnxprune.training.pruning import inputs_of, moment
 
 pytestmark = pytest.mark.ort
 
@@ -44,18 +41,11 @@ def test_results_are_the_outputs_and_the_model_stays_as_it_is() -> None:
 
 
 def test_a_moment_adds_up_its_batches_and_can_be_had_with_other_numbers(tmp_path: Path) -> None:
-    save(model(NETWORK), tmp_path / "posed.onnx")
-    config = RunConfig(threads=1)
-    problem = pose(tmp_path / "posed.onnx", examples(), validation=None, config=config)
-    names = ("w", "v")
-    stage = Stage(
-        model=problem.model,
-        analysis=removable(problem.model, config),
-        snapshot=begin(problem, problem.model, names),
-    )
+    problem = posed(tmp_path, NETWORK, examples(), threads=1)
+    stage = first_stage(problem)
     sample = inputs_of(problem.train.batch(np.arange(100)))
     now = moment(problem, stage, steps=10, loss=1.0, limit=None, sample=sample)
-    assert now.parameters == frozenset(names)
+    assert now.parameters == {"w", "v"}
     w = stage.snapshot.parameters["w"]
     for each, weight in ((now, w), (now.altered({"w": 2 * w}), 2 * w)):
         a = np.maximum(sample["x"] @ weight, 0)

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
+import stages
 from graphs import model
 from onnxprune_models import path
 from runs import SHRINK, Train, digits
+from stages import first_stage
 
 from onnxprune.base import Axis, Plan
 from onnxprune.data import TARGET
 from onnxprune.errors import ConfigError, DataError
-from onnxprune.graph.parameters import trained
 from onnxprune.model import save
 from onnxprune.reports import Evaluated, Progress, Pruned
 from onnxprune.training.checkpoint import Checkpoint, Writer, read_checkpoint
-from onnxprune.training.config import RunConfig
 from onnxprune.training.loss_spec import Loss
 from onnxprune.training.losses import TEACHER
-from onnxprune.training.problem import Problem, pose
-from onnxprune.training.pruning import Stage, apply, inputs_of, removable
-from onnxprune.training.rounds import begin, opened
+from onnxprune.training.pruning import apply, inputs_of
+from onnxprune.training.rounds import opened
 from onnxprune.training.tally import Tally
 
 pytestmark = pytest.mark.ort
+
+posed = functools.partial(stages.posed, validation_fraction=0.0)
 
 
 def unlabelled(count: int = 1100) -> dict[str, Any]:
@@ -57,22 +58,6 @@ def test_hidden_values_are_distilled_across_removals(train: Train) -> None:
     total = last.parts["distill"] + 0.5 * last.parts["relu|Relu=distill-hidden"]
     assert last.loss == pytest.approx(total, rel=1e-3)
     assert result.report.after.metrics["accuracy"] > 0.95
-
-
-def posed(folder: Path, source: Path | str | ir.Model, data: Any, **options: Any) -> Problem:
-    if not isinstance(source, Path):
-        save(model(source) if isinstance(source, str) else source, folder / "model.onnx")
-        source = folder / "model.onnx"
-    config = RunConfig(validation_fraction=0.0, **options)
-    return pose(source, data, validation=None, config=config)
-
-
-def first_stage(problem: Problem) -> Stage:
-    analysis = removable(problem.model, problem.config)
-    names = trained(problem.model, analysis).parameters
-    return Stage(
-        model=problem.model, analysis=analysis, snapshot=begin(problem, problem.model, names)
-    )
 
 
 DEAD = """(float[N, 4] x) => (float[N, 3] y)

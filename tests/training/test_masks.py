@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +10,23 @@ import onnx_ir as ir
 import pytest
 from graphs import array, model
 from onnxprune_models import builders
-from runs import Train, digits, examples
+from runs import DENSE, Train, digits, examples
+from stages import first_stage, posed, stepped
 
 from onnxprune.base import Array, Fold, Mask, Plan
 from onnxprune.errors import PlanError
 from onnxprune.graph.groups import analyze
-from onnxprune.graph.parameters import trained
-from onnxprune.model import save
 from onnxprune.reports import Pruned
-from onnxprune.training.config import RunConfig
-from onnxprune.training.problem import Problem, pose
-from onnxprune.training.pruning import Stage, apply, inputs_of, remembering, removable
-from onnxprune.training.rounds import begin, opened
+from onnxprune.training.problem import Problem
+from onnxprune.training.pruning import Stage, apply, inputs_of, remembering
 from onnxprune.updates.graph import AVERAGE
 
 pytestmark = pytest.mark.ort
 
-NETWORK = """(float[N, 6] x) => (float[N, 3] y) <float[6, 16] w, float[16] b, float[16, 3] v> {
-    h = Gemm(x, w, b)  a = Relu(h)  y = MatMul(a, v) }"""
 
-
-def posed(tmp_path: Path, **options: Any) -> tuple[Problem, Stage]:
-    save(model(NETWORK), tmp_path / "posed.onnx")
-    config = RunConfig(threads=1, **options)
-    problem = pose(tmp_path / "posed.onnx", examples(), validation=None, config=config)
-    analysis = removable(problem.model, config)
-    names = trained(problem.model, analysis).parameters
-    snapshot = begin(problem, problem.model, names)
-    return problem, Stage(model=problem.model, analysis=analysis, snapshot=snapshot)
-
-
-def stepped(problem: Problem, stage: Stage, steps: int) -> Stage:
-    round_ = opened(problem, stage.model, stage.analysis, stage.snapshot, [], frozenset())
-    with round_.session as session:
-        for step in range(steps):
-            batch = problem.train.batch(np.arange(32 * step, 32 * step + 32) % len(problem.train))
-            session.train_step(batch, learning_rate=0.05)
-        snapshot = session.snapshot()
-    return replace(stage, snapshot=snapshot)
+def begun(folder: Path, text: str = DENSE, **options: Any) -> tuple[Problem, Stage]:
+    problem = posed(folder, text, examples(), threads=1, **options)
+    return problem, first_stage(problem)
 
 
 def sample(problem: Problem) -> dict[str, Array]:
@@ -73,7 +51,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 def test_what_is_masked_stays_zero_and_the_rest_moves(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    problem, stage = posed(tmp_path, **options)
+    problem, stage = begun(tmp_path, **options)
     stage = stepped(problem, stage, 5)  # moments are at work
     masks = random_masks(stage)
     after, record = apply(problem, stage, Plan(keep={}, masks=masks), sample(problem))
@@ -90,7 +68,7 @@ def test_what_is_masked_stays_zero_and_the_rest_moves(
 
 
 def test_masks_add_up_and_are_sliced_with_their_parameters(tmp_path: Path) -> None:
-    problem, stage = posed(tmp_path)
+    problem, stage = begun(tmp_path)
     first, second = random_masks(stage, 0), random_masks(stage, 1)
     stage, _ = apply(problem, stage, Plan(keep={}, masks=first), sample(problem))
     keep = np.arange(16) % 3 > 0
@@ -106,29 +84,22 @@ def test_masks_add_up_and_are_sliced_with_their_parameters(tmp_path: Path) -> No
 
 def test_an_entry_that_takes_something_over_is_there_again(tmp_path: Path) -> None:
     """A constant moves into a bias that was masked."""
-    text = NETWORK.replace("float[16, 3] v", "float[16, 3] v, float[3] c")
-    text = text.replace("MatMul(a, v)", "Gemm(a, v, c)")
-    save(model(text), tmp_path / "posed.onnx")
-    config = RunConfig(threads=1)
-    problem = pose(tmp_path / "posed.onnx", examples(), validation=None, config=config)
-    analysis = removable(problem.model, config)
-    names = trained(problem.model, analysis).parameters
-    snapshot = begin(problem, problem.model, names)
-    stage = Stage(model=problem.model, analysis=analysis, snapshot=snapshot)
+    text = DENSE.replace("float[16, 3] v", "float[16, 3] v, float[3] c")
+    problem, stage = begun(tmp_path, text.replace("MatMul(a, v)", "Gemm(a, v, c)"))
     keep = np.arange(16) > 0
-    (consumer,) = analysis.group("w").consumers
+    (consumer,) = stage.analysis.group("w").consumers
     fold = Fold(group="w", unit=0, values={consumer.axis: np.array([2.0])})
     plan = Plan(keep={"w": keep}, folds=(fold,), masks={"c": np.zeros(3, np.bool_)})
     after, record = apply(problem, stage, plan, sample(problem))
     assert record.masked == 0
-    moved = 2 * snapshot.parameters["v"][0]
+    moved = 2 * stage.snapshot.parameters["v"][0]
     np.testing.assert_allclose(after.snapshot.parameters["c"], moved, rtol=1e-6)
     onward = stepped(problem, after, 3)
     assert (onward.snapshot.parameters["c"] != 0).all()
 
 
 def test_rewinding_restores_the_start_under_the_masks(tmp_path: Path) -> None:
-    problem, start = posed(tmp_path, optimizer="adam", ema=0.5)
+    problem, start = begun(tmp_path, optimizer="adam", ema=0.5)
     stage = stepped(problem, remembering(start), 10)
     masks, keep = random_masks(stage), np.arange(16) > 2
     plan = Plan(keep={"w": keep}, masks=masks, rewind=True, reset_moments=True)
@@ -150,7 +121,7 @@ def test_rewinding_restores_the_start_under_the_masks(tmp_path: Path) -> None:
 
 def test_a_fresh_optimizer_counts_from_its_own_beginning(tmp_path: Path) -> None:
     """Adam's first step is as long as the learning rate, however late it comes."""
-    problem, stage = posed(tmp_path, optimizer="adam")
+    problem, stage = begun(tmp_path, optimizer="adam")
     stage = stepped(problem, stage, 30)
     after, _ = apply(problem, stage, Plan(keep={}, reset_moments=True), sample(problem))
     assert (after.snapshot.since, after.snapshot.step) == (30, 30)
@@ -162,7 +133,7 @@ def test_a_fresh_optimizer_counts_from_its_own_beginning(tmp_path: Path) -> None
 
 
 def test_a_mask_of_something_else_is_refused(tmp_path: Path) -> None:
-    problem, stage = posed(tmp_path)
+    problem, stage = begun(tmp_path)
     plan = Plan(keep={}, masks={"nothing": np.ones(3, np.bool_)})
     with pytest.raises(PlanError, match=r"mask of nothing: expected a trained parameter"):
         apply(problem, stage, plan, sample(problem))

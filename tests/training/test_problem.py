@@ -7,20 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import model
+from stages import posed
 
 from onnxprune.errors import ConfigError, DataError
-from onnxprune.model import save
-from onnxprune.training.config import RunConfig
-from onnxprune.training.problem import Problem, pose
+from onnxprune.training.problem import Problem
 
 LINEAR = "(float[N, 4] x) => (float[N, %d] y) <float[4, %d] w> { y = MatMul(x, w) }"
-
-
-def posed(folder: Path, text: str, data: Any, **options: Any) -> Problem:
-    save(model(text), folder / "model.onnx")
-    config = RunConfig(**options)
-    return pose(folder / "model.onnx", data, validation=None, config=config)
 
 
 def linear(folder: Path, outputs: int, y: np.ndarray[Any, Any], loss: str) -> Problem:

@@ -6,28 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import model
 from runs import DENSE, examples
+from stages import first_stage, posed
 
 from onnxprune.base import Observable
-from onnxprune.graph.parameters import trained
-from onnxprune.model import save
-from onnxprune.training.config import RunConfig
-from onnxprune.training.problem import pose
-from onnxprune.training.pruning import removable
-from onnxprune.training.rounds import begin, opened
+from onnxprune.graph.ends import consumer_axes
+from onnxprune.training.rounds import opened
 
 pytestmark = pytest.mark.ort
 
 
 def test_a_step_gives_back_what_is_read_and_no_predictions(tmp_path: Path) -> None:
-    save(model(DENSE), tmp_path / "model.onnx")
-    config = RunConfig(batch_size=16, check="off", threads=1, clip=1.0)
-    problem = pose(tmp_path / "model.onnx", examples(), validation=None, config=config)
-    analysis = removable(problem.model, config)
-    snapshot = begin(problem, problem.model, trained(problem.model, analysis).parameters)
-    sites = [consumer.axis for group in analysis.groups for consumer in group.consumers]
-    round_ = opened(problem, problem.model, analysis, snapshot, sites, frozenset({Observable.MEAN}))
+    options = {"batch_size": 16, "check": "off", "threads": 1, "clip": 1.0}
+    problem = posed(tmp_path, DENSE, examples(), **options)
+    stage = first_stage(problem)
+    sites, wanted = consumer_axes(stage.analysis.groups), frozenset({Observable.MEAN})
+    round_ = opened(problem, stage.model, stage.analysis, stage.snapshot, sites, wanted)
     batch = problem.train.batch(np.arange(16))
     with round_.session as session:
         plain = session.train_step(batch, learning_rate=0.0)

@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from graphs import array, model
 from onnxprune_models import builders, path
-from runs import (
-    SHRINK,
-    Train,
-    digits,
-)
+from runs import SHRINK, Train, digits
+from stages import first_stage, posed, stepped
 
 from onnxprune.base import Array, Axis, Plan
-from onnxprune.graph.parameters import trained
-from onnxprune.model import save
 from onnxprune.reports import Pruned
-from onnxprune.training.config import RunConfig
-from onnxprune.training.problem import pose
-from onnxprune.training.pruning import Stage, apply, inputs_of, removable
-from onnxprune.training.rounds import begin, opened
+from onnxprune.training.pruning import apply, inputs_of
 
 pytestmark = pytest.mark.ort
 
 
-def posed(tmp_path: Path, source: ir.Model, **options: Any) -> tuple[Any, Stage]:
-    file = tmp_path / "posed.onnx"
-    save(source, file)
-    config = RunConfig(threads=1, **options)
-    problem = pose(file, digits(), validation=None, config=config)
-    analysis = removable(problem.model, config)
-    names = trained(problem.model, analysis).parameters
-    return problem, Stage(
-        model=problem.model, analysis=analysis, snapshot=begin(problem, problem.model, names)
-    )
-
-
-def stepped(problem: Any, stage: Stage, steps: int) -> Stage:
-    round_ = opened(problem, stage.model, stage.analysis, stage.snapshot, [], frozenset())
-    with round_.session as session:
-        for step in range(steps):
-            batch = problem.train.batch(np.arange(32 * step, 32 * step + 32) % len(problem.train))
-            session.train_step(batch, learning_rate=0.05)
-        snapshot = session.snapshot()
-    return Stage(model=stage.model, analysis=stage.analysis, snapshot=snapshot)
-
-
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_moments_are_sliced_along_with_the_parameters(tmp_path: Path, optimizer: str) -> None:
-    problem, stage = posed(tmp_path, builders.mlp([64, 20, 12, 10]), optimizer=optimizer)
-    stage = stepped(problem, stage, 8)
+    network = builders.mlp([64, 20, 12, 10])
+    problem = posed(tmp_path, network, digits(), threads=1, optimizer=optimizer)
+    stage = stepped(problem, first_stage(problem), 8)
     names = [group.name for group in stage.analysis.groups]
     chosen = np.array([0, 3, 4, 7, 11, 19]), np.array([1, 2, 10])
     kept = dict(zip(names, chosen, strict=True))
