@@ -16,9 +16,32 @@ from onnxprune.gradients.gradient import GradientGraph, differentiate
 from onnxprune.gradients.lowering import TrainingCopy, lower
 from onnxprune.runtime.session import Runner
 from onnxprune.training.loss_nodes import attach
-from onnxprune.training.losses import LOSS, Objective, resolve
+from onnxprune.training.losses import LOSS, TARGET, Objective, resolve
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
+
+
+def normalized(activation: str, how: str = "momentum=0.9", *, softmax: bool = False) -> str:
+    """A convolution, BatchNormalization with the attributes `how`, `activation`, a linear layer."""
+    return f"""<ir_version: 8, opset_import: ["":17]>
+net (float[N,3,6,6] x, float[8,3,3,3] p_w, float[8] p_scale, float[8] p_shift,
+     float[8] p_stat_mean, float[8] p_stat_var, float[4,8] p_head) => (float[N,4] y)
+{{
+  c = Conv<pads=[1,1,1,1]>(x, p_w)
+  n = BatchNormalization<{how}>(c, p_scale, p_shift, p_stat_mean, p_stat_var)
+  h = {activation}(n)
+  g = GlobalAveragePool(h)
+  f = Flatten(g)
+  {"l" if softmax else "y"} = Gemm<transB=1>(f, p_head)
+  {"y = Softmax<axis=-1>(l)" if softmax else ""}
+}}"""
+
+
+def batch(size: int, *shape: int, seed: int = 0) -> dict[str, Array]:
+    """Random inputs, of `normalized` where no shape is given, and random classes out of 4."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size, *(shape or (3, 6, 6)))).astype(np.float32)
+    return {"x": x, TARGET: rng.integers(0, 4, size)}
 
 
 @dataclass(frozen=True)

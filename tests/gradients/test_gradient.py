@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
+from setups import batch, normalized
 
 from onnxprune.errors import TrainingError
 from onnxprune.gradients import gradient as engine
@@ -42,17 +43,7 @@ conv (float[N,3,9,9] x, float[16,3,3,3] p_w1, float[16] p_b1, float[12,16,3,3] p
   y = Gemm<transB=1>(f, p_w4, p_b4)
 }"""
 
-NORM = """<ir_version: 8, opset_import: ["":17]>
-norm (float[N,3,6,6] x, float[8,3,3,3] p_w, float[8] p_scale, float[8] p_shift,
-      float[8] p_stat_mean, float[8] p_stat_var, float[4,8] p_head) => (float[N,4] y)
-{
-  c = Conv<pads=[1,1,1,1]>(x, p_w)
-  n = BatchNormalization<epsilon=0.001>(c, p_scale, p_shift, p_stat_mean, p_stat_var)
-  h = Sigmoid(n)
-  g = GlobalAveragePool(h)
-  f = Flatten(g)
-  y = Gemm<transB=1>(f, p_head)
-}"""
+NORM = normalized("Sigmoid", "epsilon=0.001")
 
 POOL = """<ir_version: 8, opset_import: ["":17]>
 pool (float[N,3,7,7] x, float[8,3,3,3] p_w, float[4,32] p_head) => (float[N,4] y)
@@ -66,12 +57,6 @@ pool (float[N,3,7,7] x, float[8,3,3,3] p_w, float[4,32] p_head) => (float[N,4] y
 }"""
 
 
-def batch(size, *shape, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(size, *shape)).astype(np.float32)
-    return {"x": x, TARGET: rng.integers(0, 4, size)}
-
-
 @pytest.mark.parametrize(("text", "shape"), [(MLP, (6,)), (CONV, (3, 9, 9))])
 def test_gradients_equal_central_differences(text, shape, model_from, training, slope_error):
     setup = training(model_from(text))
@@ -81,13 +66,13 @@ def test_gradients_equal_central_differences(text, shape, model_from, training, 
 @pytest.mark.parametrize("mode", ["train", "frozen"])
 def test_batch_norm_gradients_equal_central_differences(mode, model_from, training, slope_error):
     setup = training(model_from(NORM), batch_norm=mode)
-    assert slope_error(setup, batch(6, 3, 6, 6)) < 5e-3
+    assert slope_error(setup, batch(6)) < 5e-3
     assert bool(setup.graph.state) == (mode == "train")
 
 
 def test_frozen_batch_norm_normalizes_by_the_running_statistics(model_from, training):
     # The engine itself turns a BatchNormalization of either mode into one of the batch.
-    model, feeds = model_from(NORM), batch(6, 3, 6, 6)
+    model, feeds = model_from(NORM), batch(6)
     other = {name: v[:3] for name, v in feeds.items()}
     frozen, trained = (training(model, batch_norm=mode) for mode in ("frozen", "train"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from setups import batch, normalized
 
 from onnxprune import model as files
 from onnxprune.errors import ConfigError, DataError, NonFiniteLossError, TrainingError
@@ -15,24 +16,7 @@ from onnxprune.updates.rules import adamw, momentum, sgd
 
 pytestmark = pytest.mark.ort
 
-NET = """<ir_version: 8, opset_import: ["":17]>
-net (float[N,3,6,6] x, float[8,3,3,3] p_w, float[8] p_scale, float[8] p_shift,
-     float[8] p_stat_mean, float[8] p_stat_var, float[4,8] p_head) => (float[N,4] y)
-{
-  c = Conv<pads=[1,1,1,1]>(x, p_w)
-  n = BatchNormalization<momentum=0.9>(c, p_scale, p_shift, p_stat_mean, p_stat_var)
-  h = Relu(n)
-  g = GlobalAveragePool(h)
-  f = Flatten(g)
-  l = Gemm<transB=1>(f, p_head)
-  y = Softmax<axis=-1>(l)
-}"""
-
-
-def batch(size, *, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(size, 3, 6, 6)).astype(np.float32)
-    return {"x": x, TARGET: rng.integers(0, 4, size)}
+NET = normalized("Relu", softmax=True)
 
 
 def equal(left, right):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from runs import SHRINK, Train, digits
+from setups import batch, normalized
 
 from onnxprune.base import Array, Snapshot
 from onnxprune.emit import Emitter
@@ -17,7 +18,6 @@ from onnxprune.gradients.update_kernels import GRADIENTS, PARAMETERS, has_kernel
 from onnxprune.runtime.buffers import Listed, Store
 from onnxprune.runtime.session import Runner
 from onnxprune.training import rounds
-from onnxprune.training.losses import TARGET
 from onnxprune.training.session import Session
 from onnxprune.updates.around import AVERAGE, GRADIENT_NORM, LEARNING_RATE, STEP, Site
 from onnxprune.updates.rules import adam, adamw, momentum, sgd
@@ -100,23 +100,7 @@ def test_only_some_rules_have_a_kernel_and_only_on_a_cpu() -> None:
     assert not has_kernel(momentum(), "cpu")
 
 
-NET = """<ir_version: 8, opset_import: ["":17]>
-net (float[N,3,6,6] x, float[8,3,3,3] p_w, float[8] p_scale, float[8] p_shift,
-     float[8] p_stat_mean, float[8] p_stat_var, float[4,8] p_head) => (float[N,4] y)
-{
-  c = Conv<pads=[1,1,1,1]>(x, p_w)
-  n = BatchNormalization<momentum=0.9>(c, p_scale, p_shift, p_stat_mean, p_stat_var)
-  h = Tanh(n)
-  g = GlobalAveragePool(h)
-  f = Flatten(g)
-  y = Gemm<transB=1>(f, p_head)
-}"""
-
-
-def batch(seed: int, size: int = 8) -> dict[str, Array]:
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(size, 3, 6, 6)).astype(np.float32)
-    return {"x": x, TARGET: rng.integers(0, 4, size)}
+NET = normalized("Tanh")
 
 
 def halved(e: Emitter, site: Site, value: ir.Value) -> ir.Value:
@@ -156,7 +140,7 @@ def test_split_steps_equal_whole_ones(
         assert isinstance(session._update_graph, SplitUpdate) == split
         with session:
             for seed in range(4):
-                result = session.train_step(batch(seed), learning_rate=0.01)
+                result = session.train_step(batch(8, seed=seed), learning_rate=0.01)
             norms.append(result.extra.get(GRADIENT_NORM))
             snapshots.append(session.snapshot())
     whole, parts = snapshots
@@ -180,13 +164,13 @@ def test_split_steps_continue_bit_by_bit(model_from: Any, opened: Callable[..., 
     options = {"clip_norm": 1.0, "average": 0.9, "weight_decay": 0.1}
     with opened(model_from(NET), rule=adamw(), update=options, split=True) as session:
         for seed in range(3):
-            session.train_step(batch(seed), learning_rate=0.05)
+            session.train_step(batch(8, seed=seed), learning_rate=0.05)
         middle = session.snapshot()
-        session.train_step(batch(3), learning_rate=0.05)
+        session.train_step(batch(8, seed=3), learning_rate=0.05)
         end = session.snapshot()
         plain, update = session._graph, session._update_graph
     with Session(plain=plain, update=update, snapshot=middle) as resumed:
-        resumed.train_step(batch(3), learning_rate=0.05)
+        resumed.train_step(batch(8, seed=3), learning_rate=0.05)
         again = resumed.snapshot()
     for name, array in {**end.parameters, **end.state}.items():
         np.testing.assert_array_equal({**again.parameters, **again.state}[name], array)
