@@ -9,9 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from commands import Run
 from onnxprune_cli.main import main
-
-Run = Callable[..., Result]
 
 MLP = """<ir_version: 8, opset_import: ["": 17]>
 mlp (float[N, 4] features) => (float[N, 3] logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from click.testing import Result
-
-Run = Callable[..., Result]
-Save = Callable[..., Path]
+from commands import Run, Save, refused
 
 # Both ways must find all that is wrong with model and data.
 BOTH = pytest.mark.parametrize("way", [(), ("--dry-run",)], ids=["train", "dry-run"])
-
-
-def refused(result: Result, says: str, folder: Path, *, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert says in line
-    assert list(folder.iterdir()) == []
 
 
 def test_no_data(run: Run, folder: Path, mlp: Path) -> None:

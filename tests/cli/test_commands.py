@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
-from click.testing import Result
+from commands import Run, Save
 
 from onnxprune.reports import RunDirectory, read_records
-
-Run = Callable[..., Result]
-Save = Callable[..., Path]
 
 
 def test_help_lists_the_commands(run: Run) -> None:

@@ -1,24 +1,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import pytest
-from click.testing import Result
-
-Run = Callable[..., Result]
-Save = Callable[..., Path]
-
-
-def refused(result: Result, says: str, folder: Path, *, code: int = 2) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert says in line
-    assert list(folder.iterdir()) == []
+from commands import Run, Save, refused
 
 
 def test_prune_writes_a_smaller_model_a_recipe_and_a_table(
