@@ -20,7 +20,7 @@ from onnxprune.instrument.products import attach_products
 from onnxprune.instrument.statistics import Collector
 from onnxprune.methods.compose import NOISE, PENALTY, Influence, TopK
 from onnxprune.ops.registry import PARAMETERS, Role, Sizes, View
-from onnxprune.updates.graph import Transform
+from onnxprune.updates.around import Transform
 from onnxprune.updates.transforms import masked, noisy, penalized
 
 __all__ = ["Layers", "preactivations", "scalars", "transforms", "with_products", "with_top_k"]

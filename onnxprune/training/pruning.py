@@ -39,7 +39,7 @@ from onnxprune.training.problem import Problem, sized
 from onnxprune.training.rounds import as_stored, averaged, own_array, written
 from onnxprune.training.sample import Sample
 from onnxprune.training.teacher import descend
-from onnxprune.updates.graph import AVERAGE
+from onnxprune.updates.around import AVERAGE
 
 __all__ = [
     "START",

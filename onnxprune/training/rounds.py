@@ -41,7 +41,8 @@ from onnxprune.training.problem import Problem
 from onnxprune.training.session import Session
 from onnxprune.updates import rules
 from onnxprune.updates.accumulation import Accumulation, build_accumulation
-from onnxprune.updates.graph import AVERAGE, UpdateGraph, build_update
+from onnxprune.updates.around import AVERAGE
+from onnxprune.updates.graph import UpdateGraph, build_update
 from onnxprune.updates.split import SplitUpdate, split_update
 
 __all__ = ["Round", "as_stored", "averaged", "begin", "needed", "opened", "own_array", "written"]

@@ -28,7 +28,8 @@ from onnxprune.gradients.update_kernels import GRADIENTS, PARAMETERS, kernel
 from onnxprune.runtime.buffers import Bound, Chain, Listed, Runs, Store
 from onnxprune.runtime.session import Device, Runner
 from onnxprune.updates.accumulation import Accumulation
-from onnxprune.updates.graph import AVERAGE, CONTINUED, LEARNING_RATE, SHARE, STEP, UpdateGraph
+from onnxprune.updates.around import AVERAGE, CONTINUED, LEARNING_RATE, SHARE, STEP
+from onnxprune.updates.graph import UpdateGraph
 from onnxprune.updates.split import Piece, SplitUpdate
 
 __all__ = ["Session", "StepResult"]

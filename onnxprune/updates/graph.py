@@ -16,32 +16,17 @@ import onnx_ir as ir
 from onnxprune.emit import Emitter
 from onnxprune.updates.around import (
     AVERAGE,
-    CONTINUED,
-    GRADIENT_NORM,
     LEARNING_RATE,
-    SHARE,
     STEP,
     Around,
     Site,
-    Transform,
     move_averages,
 )
 from onnxprune.updates.in_place import OPSET, Writer, check_aliasing
 from onnxprune.updates.ranks import match_ranks
 from onnxprune.updates.rules import Moving, Rule, Scalars
 
-__all__ = [
-    "AVERAGE",
-    "CONTINUED",
-    "GRADIENT_NORM",
-    "LEARNING_RATE",
-    "SHARE",
-    "STEP",
-    "Site",
-    "Transform",
-    "UpdateGraph",
-    "build_update",
-]
+__all__ = ["UpdateGraph", "build_update"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.base import Mask
 from onnxprune.emit import Emitter
-from onnxprune.updates.graph import Site, Transform
+from onnxprune.updates.around import Site, Transform
 
 __all__ = ["masked", "noisy", "penalized"]
 

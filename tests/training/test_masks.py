@@ -19,7 +19,7 @@ from onnxprune.graph.groups import analyze
 from onnxprune.reports import Pruned
 from onnxprune.training.problem import Problem
 from onnxprune.training.pruning import Stage, apply, inputs_of, remembering
-from onnxprune.updates.graph import AVERAGE
+from onnxprune.updates.around import AVERAGE
 
 pytestmark = pytest.mark.ort
 

@@ -11,7 +11,7 @@ from onnxprune import model as files
 from onnxprune.errors import ConfigError, DataError, NonFiniteLossError, TrainingError
 from onnxprune.runtime.session import Runner
 from onnxprune.training.losses import TARGET
-from onnxprune.updates.graph import AVERAGE, GRADIENT_NORM
+from onnxprune.updates.around import AVERAGE, GRADIENT_NORM
 from onnxprune.updates.rules import adamw, momentum, sgd
 
 pytestmark = pytest.mark.ort

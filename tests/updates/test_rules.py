@@ -11,14 +11,8 @@ import pytest
 from onnxprune.errors import ConfigError, InvariantError
 from onnxprune.runtime.buffers import Bound, Store
 from onnxprune.runtime.session import Runner
-from onnxprune.updates.graph import (
-    AVERAGE,
-    GRADIENT_NORM,
-    LEARNING_RATE,
-    STEP,
-    UpdateGraph,
-    build_update,
-)
+from onnxprune.updates.around import AVERAGE, GRADIENT_NORM, LEARNING_RATE, STEP
+from onnxprune.updates.graph import UpdateGraph, build_update
 from onnxprune.updates.in_place import check_aliasing
 from onnxprune.updates.rules import RULES, adam, adamw, momentum, sgd
 

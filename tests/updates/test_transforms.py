@@ -7,7 +7,8 @@ import pytest
 
 from onnxprune.base import Array
 from onnxprune.runtime.session import Device, Runner
-from onnxprune.updates.graph import LEARNING_RATE, STEP, UpdateGraph, build_update
+from onnxprune.updates.around import LEARNING_RATE, STEP
+from onnxprune.updates.graph import UpdateGraph, build_update
 from onnxprune.updates.rules import adam, sgd
 from onnxprune.updates.transforms import masked, noisy, penalized
 
