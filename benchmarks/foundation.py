@@ -25,6 +25,7 @@ from typing import Any
 
 from onnxprune_models import builders, path
 from rows import SHARED, Row, run, table
+from trainings import THREADS, spread
 
 import onnxprune
 from onnxprune.model import save
@@ -46,6 +47,7 @@ def both(model: Path, data: str, seed: int, options: Mapping[str, Any]) -> dict[
                 data,
                 method=method,
                 seed=seed,
+                threads=THREADS,
                 output=Path(folder) / "out.onnx",
                 run_directory=str(Path(folder) / method),
                 **given[method],
@@ -108,12 +110,6 @@ def rows() -> Iterator[tuple[str, Row]]:
 
 def _row(model: Path, data: str | Path, seed: int, options: Mapping[str, Any]) -> Row:
     return lambda: both(model, os.fspath(data), seed, options)
-
-
-def spread(values: list[float], scale: float = 1.0, digits: int = 2) -> str:
-    """Mean and standard deviation."""
-    mean, deviation = statistics.mean(values), statistics.pstdev(values)
-    return f"{scale * mean:.{digits}f} ± {scale * deviation:.{digits}f}"
 
 
 def summary(found: list[dict[str, str]]) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxprune_models import builders
 from rows import Row, run, table
-from trainings import by_model, column, spread
+from trainings import THREADS, by_model, column, spread
 
 import onnxprune
 from onnxprune.base import Array
@@ -60,7 +60,13 @@ def compared(seed: int) -> dict[str, Any]:
     """One network: what goes without loss, at random, and during training."""
     x, y, x_test, y_test = digits()
     given = builders.mlp(SIZES, seed=seed)
-    common = {"epochs": EPOCHS, "batch_size": BATCH, "schedule": "constant", "seed": seed}
+    common = {
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "schedule": "constant",
+        "seed": seed,
+        "threads": THREADS,
+    }
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         save(given, folder / "given.onnx")
