@@ -10,13 +10,14 @@ resnet20   a ResNet-20 (He et al. 2016) that has been trained (91.73 %), a third
 
 One row is one training, called network/method/size: dense; demp, magnitude, taylor and random with
 50, 30 and 15 % of the parameters left, DemP steered there by its pressure; and demp/free, DemP as
-published, whose strength alone says what dies, as high as a run with a target raises it. A target is reached in the first half of a run, the
-other half is left for recovery, for all alike. Units die in any number, so no width is rounded.
-From the peak of DemP's cycle on, equal parts of what is missing go by the smallest scale at every
-check; the table says which share of what is gone had died before that. Units whose variance is a
-hundredth of their layer's count as dead, as in the publication's code. DemP's strength for vgg
-comes from trials of 2,000 images and 5 epochs, by what died and by the accuracy on a thousand test
-images. That for resnet20 is a guess: in trials of 150 steps next to nothing died.
+published, whose strength alone says what dies: ten times the given one, as high as a run with a
+target may raise it. A target is reached in the first half of a run, the other half is left for
+recovery, for all alike. Units die in any number, so no width is rounded. From the peak of DemP's
+cycle on, equal parts of what is missing go by the smallest scale at every check; the table says
+which share of what is gone had died before that. Units whose variance is a hundredth of their
+layer's count as dead, as in the publication's code. DemP's strength for vgg comes from trials of
+2,000 images and 5 epochs, by what died and by the accuracy on a thousand test images. That for
+resnet20 is a guess: in trials of 150 steps next to nothing died.
 
 Cut against the publication (80 to 250 epochs of all images): one seed, 12 and 4 epochs, 25,000
 training images without augmentation, and smaller networks. The first 5,000 training images are for
