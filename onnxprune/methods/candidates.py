@@ -80,7 +80,7 @@ def readers(
         if how is None or consumer.axis not in seen:
             return None
         padded = _border(analysis, consumer) if how.padded else 0.0
-        variance = _variance(*observed(seen, consumer.axis), padded)
+        variance = _variance(seen, consumer.axis, padded)
         weights = np.abs(outgoing(view, how).astype(np.float64))
         strength = np.sqrt((weights**2).sum(axis=(1, 2)))
         reach = np.sqrt((weights.sum(axis=2) ** 2).sum(axis=1))
@@ -102,7 +102,10 @@ def readers(
 
 
 def observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Floats]:
-    """Mean, mean square, smallest and largest value per index of `axis`, each (C,)."""
+    """Mean, mean square, smallest and largest value per index of `axis`, each (C,).
+
+    The mean lies between the latter two, also where rounding says otherwise.
+    """
     window = seen[axis]
     total, square, low, high = window.total, window.square, window.low, window.high
     if total is None or square is None or low is None or high is None:
@@ -111,12 +114,24 @@ def observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Fl
             axis=axis,
         )
     count = max(window.count, 1)
-    return total / count, square / count, low, high
+    return np.clip(total / count, low, high), square / count, low, high
 
 
-def _variance(mean: Floats, square: Floats, low: Floats, high: Floats, padded: float) -> Floats:
-    """Of each unit as its consumer sees it: at a padded border, zero stands for the unit."""
-    varying = np.where(low == high, 0.0, np.maximum(square - mean**2, 0.0))
+def _variance(seen: Observations, axis: Axis, padded: float) -> Floats:
+    """(C,) of each unit as its consumer sees it: at a padded border, zero stands for the unit.
+
+    Sums of a batch come in float32. Where rounding can make up the difference of mean square and
+    squared mean, it is the most that the range allows: noise would call some units free. Infinite
+    where numbers have overflowed.
+    """
+    mean, square, low, high = observed(seen, axis)
+    if not np.isfinite(square).all():
+        return np.full_like(square, np.inf)
+    batch = seen[axis].count / max(seen[axis].batches, 1)
+    noise = np.finfo(np.float32).eps * math.sqrt(batch) * square
+    most = ((high - low) / 2) ** 2
+    varying = square - mean**2
+    varying = np.where(varying <= noise, most, np.minimum(varying, most))
     return np.asarray(varying + padded * mean**2)
 
 
@@ -151,10 +166,9 @@ def foldings(parts: list[Reader], seen: Observations) -> Folding:
     exact = np.ones(count, np.bool_)
     values: dict[Axis, Floats] = {}
     for part in parts:
-        mean, square, low, high = (row[part.index] for row in observed(seen, part.consumer.axis))
-        mean = np.clip(mean, low, high)
+        mean, _, low, high = (row[part.index] for row in observed(seen, part.consumer.axis))
         constant = low == high
-        variance = _variance(mean, square, low, high, part.padded)
+        variance = _variance(seen, part.consumer.axis, part.padded)[part.index]
         deviation = np.maximum(high - mean, mean - low)
         if part.padded:
             deviation = np.maximum(deviation, np.abs(mean))

@@ -105,6 +105,19 @@ def test_what_varies_counts_and_not_the_mean() -> None:
     assert decided(pruner, seen)[1].removed() <= few + 2
 
 
+def test_a_mean_that_drowns_what_varies_makes_no_unit_free() -> None:
+    """The squares of 30000 leave float32 no digit for a variance of 30."""
+    lifted = mlp(b=np.full(12, 30, np.float32), c=np.full(10, 30000, np.float32))
+    now = at(lifted)
+    axis = Axis("d", 1)
+    window = now.probe([axis], apoptosis().requires)[axis]
+    assert window.square is not None
+    assert window.total is not None
+    mean = window.total / window.count
+    assert (window.square / window.count - mean**2).min() < 0
+    assert gone(decided(apoptosis(), now)[1], "u") == set()
+
+
 def test_the_budget_is_shared_by_the_groups() -> None:
     wide = mlp()
     both = apoptosis(epsilon=0.5, largest=0.5)
