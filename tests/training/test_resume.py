@@ -227,6 +227,26 @@ def test_every_kind_of_state_goes_on(tmp_path: Path, options: dict[str, Any]) ->
     assert place.equal("stopped", "whole")
 
 
+RECURRENT = """(float[N, 6] x) => (float[N, 3] y)
+    <float[2, 48, 2] w, float[2, 48, 12] r, float[1, 40, 24] u, float[1, 40, 10] q,
+     float[10, 3] v, int64[3] rows = {0, 3, 2}, int64[3] both = {0, 0, 24}, int64[1] axis = {0}> {
+    s = Reshape(x, rows)  t = Transpose<perm = [1, 0, 2]>(s)
+    h = LSTM<hidden_size = 12, direction = "bidirectional">(t, w, r)
+    p = Transpose<perm = [0, 2, 1, 3]>(h)  f = Reshape(p, both)
+    , last = LSTM<hidden_size = 10, clip = 3.0>(f, u, q)
+    e = Squeeze(last, axis)  y = MatMul(e, v) }"""
+
+
+def test_counters_of_both_directions_go_on(tmp_path: Path) -> None:
+    options = {"method": "mesimp", "method_options": {"k": 3, "cycle": 1}, "target": "params=80%"}
+    place = Place(tmp_path, RECURRENT, **options)
+    place.train("whole")
+    place.train("stopped", on_event=Stop(Pruned, 1))
+    report = place.resume("stopped")
+    assert sum("without sparser back propagation" in note for note in report.notes) == 1
+    assert place.equal("stopped", "whole")
+
+
 RANDOM = CALM.replace(", float ratio = {0.0}", "").replace(
     "d, mask = Dropout(a, ratio)", "r = RandomNormalLike<scale = 0.1>(a)  d = Add(a, r)"
 )
