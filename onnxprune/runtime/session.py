@@ -218,7 +218,7 @@ def onnxruntime() -> Any:
 
 
 class Runner:
-    """One runtime session over one model.
+    """One runtime session over one model; without optimizations where the runtime's fail on it.
 
     Args:
         model: left as it is.
@@ -248,6 +248,12 @@ class Runner:
         self._expected = {value.name: value for value in self.session.get_inputs()}
         self.inputs = tuple(self._expected)
         self.outputs = tuple(value.name for value in self.session.get_outputs())
+
+    @property
+    def plain(self) -> bool:
+        """Whether the runtime's optimizations are off: not asked for, or they fail."""
+        off = onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+        return bool(self.session.get_session_options().graph_optimization_level == off)
 
     def run(
         self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None

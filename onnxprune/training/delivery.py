@@ -72,7 +72,7 @@ def deliver(
     notes = (
         *(*problem.notes, *request.notes, *_judged_note(problem)),
         *((lowered_note(problem.model),) if is_newer(problem.model) else ()),
-        *(*_type_notes(problem, outcome), *outcome.notes),
+        *(*_runtime_notes(problem, outcome, result), *outcome.notes),
     )
     return result, _report(problem, request.model, target, stage, outcome, result, directory, notes)
 
@@ -228,12 +228,22 @@ def _missed(problem: Problem, goal: Target, stage: Stage) -> tuple[str, ...]:
     return ()
 
 
-def _type_notes(problem: Problem, outcome: Outcome) -> tuple[str, ...]:
+def _runtime_notes(problem: Problem, outcome: Outcome, result: ir.Model) -> tuple[str, ...]:
+    """What the runtime cannot do with the result as it is."""
+    runner = Runner(result, device=problem.device)
+    notes = _type_notes(problem, outcome, single=runner.single)
+    if not runner.plain:
+        return notes
+    plain = "the runtime's optimizations fail on this model: it was run without (ORT_DISABLE_ALL)"
+    return (plain, *notes)
+
+
+def _type_notes(problem: Problem, outcome: Outcome, *, single: bool) -> tuple[str, ...]:
     """How a model of other float types than float32 was trained, run and written."""
     if is_single(problem.model):
         return ()
     notes = ["trained in float32, written in the types of the file"]
-    if Runner(problem.model, device=problem.device).single:
+    if single:
         notes.append("the runtime has no kernels for these types, so metrics are those in float32")
     values = constants(outcome.stage.model)
     beyond = [

@@ -92,9 +92,26 @@ def test_where_an_optimization_fails_a_model_runs_without(monkeypatch: pytest.Mo
         return opened(model, device, optimize=False)
 
     monkeypatch.setattr(runtime, "_opened", failing)
-    y = Runner(affine()).run({"x": ones(4, 3), "w": ones(3, 2)})["y"]
+    runner = Runner(affine())
+    y = runner.run({"x": ones(4, 3), "w": ones(3, 2)})["y"]
     np.testing.assert_array_equal(y, 3 * ones(4, 2))
+    assert runner.plain
     assert tried == [True, False]
+    assert Runner(affine(), optimize=False).plain
+    assert tried[2:] == [False]
+
+
+@pytest.mark.ort
+def test_where_optimizations_are_not_at_fault_their_failure_is_what_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(_model: ir.Model, _device: Device, *, optimize: bool) -> object:
+        raise ModelError(f"optimize={optimize}")
+
+    assert not Runner(affine()).plain
+    monkeypatch.setattr(runtime, "_opened", failing)
+    with pytest.raises(ModelError, match="optimize=True"):
+        Runner(affine())
 
 
 @pytest.mark.ort

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from graphs import array, model
 from onnxprune_models import builders, path
 from runs import (
+    DENSE,
     DEVICE,
     Result,
     Train,
     accuracy,
     digits,
+    examples,
     sizes,
 )
 
 from onnxprune.data import EMBEDDED, read
+from onnxprune.errors import ModelError
 from onnxprune.graph import cost
 from onnxprune.graph.groups import analyze
 from onnxprune.model import load
@@ -30,6 +34,8 @@ from onnxprune.reports import (
     Started,
     read_records,
 )
+from onnxprune.runtime import session
+from onnxprune.runtime.session import Device
 from onnxprune.runtime.verify import compare
 from onnxprune.training.config import RunConfig
 
@@ -239,3 +245,20 @@ def test_widths_are_rounded_where_a_target_is_asked_for() -> None:
     assert RunConfig(target="params=50%").multiple == 8
     assert RunConfig(target="params=50%", round_to=3).multiple == 3
     assert RunConfig(round_to=2).multiple == 2
+
+
+def test_a_model_that_the_runtime_cannot_optimize_is_trained_and_the_report_says_so(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = session._opened
+
+    def failing(given: ir.Model, device: Device, *, optimize: bool) -> object:
+        if optimize:
+            raise ModelError("the runtime refuses the model: RemoveNode")
+        return opened(given, device, optimize=False)
+
+    source = model(DENSE)
+    said = "the runtime's optimizations fail on this model: it was run without (ORT_DISABLE_ALL)"
+    assert said not in train(source, examples(), epochs=1).report.notes
+    monkeypatch.setattr(session, "_opened", failing)
+    assert said in train(source, examples(), epochs=1).report.notes
