@@ -240,7 +240,7 @@ def inputs(model: ir.Model, file: Path) -> dict[str, Array]:
 
 
 def posed(model: ir.Model, feeds: Mapping[str, Array]) -> tuple[Objective, Array]:
-    """The loss, on the first float output that depends on a parameter, and random targets."""
+    """The loss, on the first float output without infinities and NaN, and random targets."""
     rng = np.random.default_rng(1)
     runner = Runner(model, optimize=False)
     values = runner.run({name: feeds[name] for name in runner.inputs})

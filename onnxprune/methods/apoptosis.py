@@ -86,8 +86,8 @@ def apoptosis(
     """Adaptive neuron apoptosis (reconstructed; see the module).
 
     Args:
-        epsilon: first budget per check, relative to what varies of the consumers'
-            pre-activations, > 0.
+        epsilon: what the budget per check first grows from, relative to what varies of the
+            consumers' pre-activations, > 0.
         growth: factor by which epsilon adapts, > 1.
         largest: what epsilon may grow to, > 0.
         tolerance: relative rise of the smoothed loss that still counts as none, >= 0.

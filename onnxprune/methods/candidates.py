@@ -25,7 +25,16 @@ from onnxprune.graph.traces import trace
 from onnxprune.ops.registry import View
 from onnxprune.ops.trace import Kind, Trace
 
-__all__ = ["Folding", "Merging", "Reader", "foldings", "mergings", "observed", "readers"]
+__all__ = [
+    "Folding",
+    "Merging",
+    "Reader",
+    "foldings",
+    "mergings",
+    "observed",
+    "readers",
+    "variance",
+]
 
 _NOISE = 1e-6  # of a vector's length: rows closer than this are equal up to float32 rounding
 _PAIRS = 1 << 20  # compared at a time: 8 MiB per array
@@ -80,12 +89,12 @@ def readers(
         if how is None or consumer.axis not in seen:
             return None
         padded = _border(analysis, consumer) if how.padded else 0.0
-        variance = _variance(seen, consumer.axis, padded)
+        varying = variance(seen, consumer.axis, padded)
         weights = np.abs(outgoing(view, how).astype(np.float64))
         strength = np.sqrt((weights**2).sum(axis=(1, 2)))
         reach = np.sqrt((weights.sum(axis=2) ** 2).sum(axis=1))
         index = group.member(consumer.axis).index
-        power = float(strength**2 @ variance) if np.isfinite(variance).all() else math.inf
+        power = float(strength**2 @ varying) if np.isfinite(varying).all() else math.inf
         if not math.isfinite(power):
             return None
         result.append(
@@ -117,7 +126,7 @@ def observed(seen: Observations, axis: Axis) -> tuple[Floats, Floats, Floats, Fl
     return np.clip(total / count, low, high), square / count, low, high
 
 
-def _variance(seen: Observations, axis: Axis, padded: float) -> Floats:
+def variance(seen: Observations, axis: Axis, padded: float) -> Floats:
     """(C,) of each unit as its consumer sees it: at a padded border, zero stands for the unit.
 
     Sums of a batch come in float32. Where rounding can make up the difference of mean square and
@@ -168,12 +177,12 @@ def foldings(parts: list[Reader], seen: Observations) -> Folding:
     for part in parts:
         mean, _, low, high = (row[part.index] for row in observed(seen, part.consumer.axis))
         constant = low == high
-        variance = _variance(seen, part.consumer.axis, part.padded)[part.index]
+        varying = variance(seen, part.consumer.axis, part.padded)[part.index]
         deviation = np.maximum(high - mean, mean - low)
         if part.padded:
             deviation = np.maximum(deviation, np.abs(mean))
         scale = np.sqrt(part.power) or 1.0
-        error = np.maximum(error, np.sqrt((part.strength**2 * variance).sum(axis=1)) / scale)
+        error = np.maximum(error, np.sqrt((part.strength**2 * varying).sum(axis=1)) / scale)
         bound = np.maximum(bound, (part.reach * deviation).sum(axis=1) / scale)
         exact &= (constant & ((mean == 0) | (part.padded == 0))).all(axis=1)
         values[part.consumer.axis] = mean

@@ -7,7 +7,7 @@ beta times them to the consumers' biases. With S_ij the covariance,
 
     alpha = S_ij / S_ii,  beta = mean_j - alpha mean_i,  error_j^2 = |v_j|^2 S_jj (1 - rho_ij^2) / P
 
-where v_j are the outgoing weights and P is the power of the consumer's pre-activation (as in
+where v_j are the outgoing weights and P is the variance of the consumer's pre-activation (as in
 `candidates`). A unit that nothing follows is replaced by its mean: rho = 0. Where a consumer pads
 with zeros, beta would be wrong at the border, so that moments are taken about zero and beta is 0.
 

@@ -17,7 +17,7 @@ from onnxprune.base import Floats, Group, Inexact, Observations
 from onnxprune.graph.couplings import facts
 from onnxprune.graph.groups import Analysis
 from onnxprune.graph.solver import is_virtual
-from onnxprune.methods.candidates import Folding, Reader, observed
+from onnxprune.methods.candidates import Folding, Reader, observed, variance
 from onnxprune.ops.registry import PARAMETERS, View
 
 __all__ = ["drops", "seen_together"]
@@ -52,6 +52,7 @@ def drops(
     first = parts[0]
     _, square, low, high = (row[first.index] for row in observed(seen, first.consumer.axis))
     power, largest = square.mean(axis=1), np.maximum(np.abs(low), np.abs(high)).max(axis=1)
+    varying = variance(seen, first.consumer.axis, 0.0)[first.index].mean(axis=1)
     for inner in group.inner:
         weight = views[inner.node].constant(inner.slot)
         if weight is None:
@@ -60,7 +61,7 @@ def drops(
         table = np.moveaxis(weight.astype(np.float64), inner.axis.position, 0)
         strength = np.linalg.norm(table.reshape(len(table), -1), axis=1)[index]
         strength = np.sqrt((strength**2).sum(axis=1))
-        size = float(np.sqrt(strength**2 @ power)) or 1.0
+        size = float(np.sqrt(strength**2 @ varying)) or 1.0
         error = np.maximum(error, strength * np.sqrt(power) / size)
         bound = np.maximum(bound, strength * largest / size)
         exact &= _starts_at_zero(group, views[inner.node])

@@ -65,8 +65,8 @@ def mesimp(*, k: int = 160, rate: float = 0.1, cycle: int = 0, unified: bool = F
 
     Args:
         k: gradients that go on per layer, or per gate and step of a recurrent one, at least 1.
-            Since active units are always chosen in
-            layers narrower than k, the widths end near k at most.
+            Since active units are always chosen in layers narrower than k, the widths end near k
+            at most.
         rate: the paper's p: units hit by a smaller share of the examples go, in [0, 1].
         cycle: windows per cycle; 0 for those of five epochs, as published.
         unified: one choice for the batch instead of one per example.

@@ -227,13 +227,28 @@ def test_the_bound_of_a_hidden_unit_covers_its_consumers() -> None:
     weight = network.graph.initializers["v"].const_value
     assert weight is not None
     v = weight.numpy().astype(np.float64)
-    power = ((v**2).sum(axis=1) * (h**2).mean(axis=(0, 1))).sum()
+    power = (v**2).sum(axis=1) @ h.var(axis=(0, 1))
     assert group.size == 6
     assert analysis.group(group.name).inner
     for unit in range(6):
         change = np.abs(h[..., unit]) * np.linalg.norm(v[unit]) / np.sqrt(power)
         assert found.bound[unit] >= change.max() * (1 - 1e-6)
         assert found.error[unit] >= np.sqrt((change**2).mean()) * (1 - 1e-6)
+
+
+def test_inside_too_what_varies_counts_and_not_the_mean() -> None:
+    """A unit that nothing else reads, among states that hardly move."""
+    v = normal(6, 3, seed=4)
+    v[0] = 0
+    network = recurrent("RNN", b=np.full((1, 12), 0.8, np.float32), v=v)
+    data = sequences(network)
+    _, found = dropped(network, data)
+    h = value_of(network, "s", data).astype(np.float64)
+    strength = np.linalg.norm(normal(1, 6, 6, scale=0.4, seed=1)[0].astype(np.float64), axis=0)
+    power = strength**2 @ h.var(axis=(0, 1))
+    assert power < 0.5 * (strength**2 @ (h**2).mean(axis=(0, 1)))
+    expected = strength[0] * np.sqrt((h[..., 0] ** 2).mean() / power)
+    np.testing.assert_allclose(found.error[0], expected, rtol=1e-4)
 
 
 def test_a_state_that_does_not_begin_at_zero_is_not_exact() -> None:
