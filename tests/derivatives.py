@@ -586,6 +586,13 @@ CASES: dict[str, Case] = {
         others=("5",),
         native=True,
     ),
+    "Scan/unread": Case(  # states that no pass reads, in front of and behind one that all do
+        "i = ReduceMean<axes=[0], keepdims=0>(h) v, last, w = Scan (i, i, i, h) "
+        "<num_scan_inputs=1, body = b (float[5] v0, float[5] s, float[5] w0, float[5] u) => "
+        "(float[5] v1, float[5] r, float[5] w1) { v1 = Mul(s, p_a) w1 = Sin(u) a = Add(v1, u) "
+        "r = Tanh(a) }> vw = Mul(v, w) z = Add(vw, last)",
+        others=("5",),
+    ),
     "Scatter": one(
         "Scatter<axis=0>(p_a, i, p_b)",
         others=("3,2", "1,2"),
