@@ -10,8 +10,9 @@ as without, several times fewer parameters, training 2.44 times as fast.
 
 Training time is the wall-clock from the first step to the last, removals included. "To dense's
 quality" compares when the metric on validation data first reached what dense training ends with,
-less its usual wobble: the standard deviation over dense's last five epochs. What is kept is the
-best on validation data; test data is only looked at by the finished report.
+less its usual wobble, the standard deviation over dense's last five epochs; "-" where a seed never
+did. What is kept is the best on validation data; test data is only looked at by the finished
+report.
 
 The data is read from $ONNXPRUNE_DATA/data: higgs_18k.npz (see foundation.py) and covtype.npz (UCI
 Covertype, 54 features, 7 classes) with x_train, y_train, x_test, y_test; rows without their data
@@ -24,6 +25,7 @@ ONNXPRUNE_EPOCHS sets another number of epochs, to try it out; such rows go to a
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,12 +147,13 @@ def summary(found: list[dict[str, str]]) -> str:
 
 
 def _line(seeds: Sequence[Mapping[str, str]], name: str) -> list[str]:
+    sooner = ratio(seeds, "dense_seconds_to_dense", f"{name}_seconds_to_dense")
     return [
         spread(column(seeds, f"{name}_metric"), 100),
         spread(column(seeds, f"{name}_parameters"), digits=0),
         f"{ratio(seeds, f'{name}_given_parameters', f'{name}_parameters'):.1f}",
         f"{ratio(seeds, 'dense_training_seconds', f'{name}_training_seconds'):.2f}",
-        f"{ratio(seeds, 'dense_seconds_to_dense', f'{name}_seconds_to_dense'):.2f}",
+        "-" if math.isnan(sooner) else f"{sooner:.2f}",
         f"{ratio(seeds, f'{name}_given_latency_ms', f'{name}_latency_ms'):.2f}",
     ]
 
