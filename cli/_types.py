@@ -70,7 +70,7 @@ def assignments(
 def field_option(config: type[Any]) -> Callable[..., Callable[..., Any]]:
     """What makes options for the fields of `config`, named after them, with their defaults.
 
-    Fields that several commands have need no settings; what is given comes before.
+    Fields that several commands have bring their settings along, unless others are given.
     """
     defaults = {entry.name: entry.default for entry in fields(config)}
 

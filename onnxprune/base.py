@@ -338,7 +338,8 @@ class Window:
         gate_square: (C,) float64 sum of g^2 over batches.
         saliency, saliency_square: (C,) float64 sums of |a dL/da| and of its square over elements.
         hits: (C,) float64, examples for which the index was among the k with the largest |dL/da|
-            of its value, that being above zero; None when not observed.
+            of its value, that being above zero; of a recurrent operator, examples times steps
+            in which this holds for any gate. None when not observed.
     """
 
     count: int = 0
