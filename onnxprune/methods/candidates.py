@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.base import Axis, Consumer, Floats, Group, Index, Mask, Observations
+from onnxprune.base import Axis, Consumer, Floats, Group, Index, Mask, Observations, Window
 from onnxprune.errors import MissingObservationError
 from onnxprune.graph.consumers import absorber, outgoing
 from onnxprune.graph.groups import Analysis
@@ -33,6 +33,7 @@ __all__ = [
     "mergings",
     "observed",
     "readers",
+    "rounding",
     "variance",
 ]
 
@@ -136,12 +137,20 @@ def variance(seen: Observations, axis: Axis, padded: float) -> Floats:
     mean, square, low, high = observed(seen, axis)
     if not np.isfinite(square).all():
         return np.full_like(square, np.inf)
-    batch = seen[axis].count / max(seen[axis].batches, 1)
-    noise = np.finfo(np.float32).eps * math.sqrt(batch) * square
     most = ((high - low) / 2) ** 2
     varying = square - mean**2
-    varying = np.where(varying <= noise, most, np.minimum(varying, most))
-    return np.asarray(varying + padded * mean**2)
+    sure = varying > rounding(seen[axis], square)
+    return np.asarray(np.where(sure, np.minimum(varying, most), most) + padded * mean**2)
+
+
+def rounding(window: Window, square: Floats) -> Floats:
+    """By how much `square`, a mean of squares in `window`, may be off: each batch adds in float32.
+
+    As errors of either sign add up. Values that are nearly equal are all rounded alike, so that it
+    can be more for many of them; then their range is narrow, which bounds what they vary.
+    """
+    batch = window.count / max(window.batches, 1)
+    return float(np.finfo(np.float32).eps) * math.sqrt(batch) * square
 
 
 def _border(analysis: Analysis, consumer: Consumer) -> float:

@@ -29,7 +29,7 @@ from onnxprune.graph.couplings import views
 from onnxprune.graph.ends import consumer_axes
 from onnxprune.graph.weights import weights
 from onnxprune.methods.allocation import CHOICES, allocate, settled_allocation
-from onnxprune.methods.candidates import Folding, Reader, foldings, readers
+from onnxprune.methods.candidates import Folding, Reader, foldings, readers, rounding
 from onnxprune.methods.compose import Moment, Pruner, counter
 from onnxprune.methods.gradual import scheduled
 from onnxprune.methods.importance import magnitude
@@ -48,7 +48,8 @@ class _Stand:
         group: whose units.
         fold: each replaced by its mean.
         error: (U, U) squared relative error of unit j (row) replaced by i (column); infinite for
-            i = j, and for units that never move.
+            i = j, and for units that never move, or so little beside their mean that rounding could
+            be all there is.
         scale, offset: (U, U) alpha and beta.
     """
 
@@ -133,7 +134,7 @@ def _stands(moment: Moment) -> list[_Stand]:
 def _stand(group: Group, parts: list[Reader], seen: Observations) -> _Stand:
     padded = any(part.padded for part in parts)
     moments, means = np.zeros((group.size, group.size)), np.zeros(group.size)
-    strength, positions = np.zeros(group.size), 0
+    strength, noise, positions = np.zeros(group.size), np.zeros(group.size), 0
     for part in parts:
         window = seen[part.consumer.axis]
         assert window.pairs is not None
@@ -144,15 +145,16 @@ def _stand(group: Group, parts: list[Reader], seen: Observations) -> _Stand:
             mean = window.total[index] / count
             own = window.pairs[np.ix_(index, index)] / count
             moments += own if padded else own - np.outer(mean, mean)
+            noise += 0.0 if padded else rounding(window, np.diag(own))
             means += mean
             positions += 1
         strength += (part.strength**2).sum(axis=1) / (part.power or 1.0)
     power = np.maximum(np.diag(moments), 0.0)
-    moves = power > 1e-12 * max(float(power.max(initial=0.0)), 1e-30)
+    moves = power > np.maximum(noise, 1e-12 * max(float(power.max(initial=0.0)), 1e-30))
     scale = moments / np.where(moves, power, 1.0)[None, :]
     rest = np.maximum(power[:, None] - scale * moments, 0.0)
     error = strength[:, None] * rest / positions
-    error[:, ~moves] = np.inf
+    error[:, ~moves] = error[~moves] = np.inf
     np.fill_diagonal(error, np.inf)
     means = means / positions
     offset = np.zeros_like(scale) if padded else means[:, None] - scale * means[None, :]

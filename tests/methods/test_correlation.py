@@ -96,3 +96,13 @@ def test_what_was_asked_for_remains() -> None:
     size = cost.parameters(network) // 2
     plan = decided(network, size)
     assert left(network, analyze(network), plan) <= size
+
+
+def test_a_mean_that_drowns_what_varies_makes_no_unit_free() -> None:
+    """The squares of 30000 leave float32 no digit; still, what matters least goes first."""
+    v = normal(8, 3)
+    v[3] *= 0.01
+    relu = NETWORK.replace("Tanh", "Relu")
+    network = model(relu, w=normal(6, 8), b=np.full(8, 30000, np.float32), v=v)
+    (mask,) = decided(network, cost.parameters(network) - 10).keep.values()
+    assert np.flatnonzero(~mask).tolist() == [3]
