@@ -60,7 +60,7 @@ FILE = SHARED / "data/mnist.npz"
 SIZES, K, DROPOUT = [784, 500, 500, 10], 30, 0.1
 BATCH, LARGE = 50, 500
 TURNS, STEPS = 11, 20
-PRODUCTS = ("Gemm", "MatMul", "FusedMatMul", "FusedGemm", "TransposeMatMul")
+PRODUCTS = {"Gemm", "MatMul", "FusedMatMul", "FusedGemm", "TransposeMatMul"}
 CHOICE = {  # what the sparse step does to choose, gather and scatter, and the dense one does not
     *("TopK", "Gather", "ScatterElements", "ScatterND", "ConstantOfShape", "Abs", "Shape"),
     *("Expand", "Slice", "Concat", "Unsqueeze"),
@@ -161,13 +161,15 @@ def profiles(data: Data, seed: int, size: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in made:
         step, forward = times[f"{name}_step"], times[f"{name}_forward"]
-        linear = {kind for kind in step if kind in PRODUCTS}
-        if name == "sparse":
-            linear |= {kind for kind in step if kind in CHOICE}
-        both = {kind: taken - forward.get(kind, 0.0) for kind, taken in step.items()}
-        found[f"{name}_products_ms"] = sum(both[kind] for kind in step if kind in PRODUCTS)
+        linear = PRODUCTS | (CHOICE if name == "sparse" else set())
+        for part, kinds in {"products": PRODUCTS, "linear": linear}.items():
+            found[f"{name}_{part}_ms"] = sum(
+                taken * (1 if half is step else -1)
+                for half in (step, forward)
+                for kind, taken in half.items()
+                if kind in kinds
+            )
         found[f"{name}_backward_ms"] = sum(step.values()) - sum(forward.values())
-        found[f"{name}_linear_ms"] = sum(both[kind] for kind in linear)
         found[f"{name}_kernels"] = " ".join(
             f"{kind}:{taken:.3f}" for kind, taken in sorted(step.items(), key=lambda e: -e[1])
         )
