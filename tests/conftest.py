@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -29,6 +30,10 @@ settings.register_profile(
 )
 settings.register_profile("ci", settings.get_profile("default"), max_examples=150, derandomize=True)
 settings.load_profile("ci" if IN_CI else "default")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which subprocesses do not inherit
 
 
 def pytest_report_header() -> str:
