@@ -151,21 +151,21 @@ def _backwards(
     sources = [inner[before + n] for n in moved]
     sources += [call.captures[n] for n in outside]
     sources += [inner[n] for n in cuts]
-    sinks = [first + n for n in moved + unread] + [first + count + number for number, *_ in outs]
+    sinks = [first + n for n in [*moved, *unread]] + [first + count + number for number, *_ in outs]
     step = call.differentiate(body, sources, sinks, f"{e.prefix}/pass")
     known = [*(state is not None for state in passes.states), *(True for _ in passes.slices)]
     kept = [value for value, there in zip(step.inputs, known, strict=False) if there]
     arrived = list(step.inputs[len(inner) :])
     ended = {arrived[len(moved) + k]: body.outputs[first + n] for k, n in enumerate(unread)}
     _forget(step, len(moved), ended, e.prefix)
-    moved += unread
-    sums = _accumulate(step, len(moved), [call.captures[n] for n in outside], e.prefix)
+    carried = moved + unread
+    sums = _accumulate(step, len(carried), [call.captures[n] for n in outside], e.prefix)
     slices = [(value, 0, 1) for value in passes.states if value is not None]
     slices += [(value, axis, 1 - turn) for value, axis, turn in passes.slices]
     slices += [(slope, axis, 1 - turn) for _, slope, axis, turn in outs]
     step.inputs.clear()
-    step.inputs.extend([*arrived[: len(moved)], *sums, *kept, *arrived[len(moved) :]])
-    starts = [ends[n] or zeros(e, call.node.inputs[before + n]) for n in moved]
+    step.inputs.extend([*arrived[: len(carried)], *sums, *kept, *arrived[len(carried) :]])
+    starts = [ends[n] or zeros(e, call.node.inputs[before + n]) for n in carried]
     starts += [zeros(e, call.captures[n]) for n in outside]
     results = e.ops(
         "Scan",
@@ -179,9 +179,10 @@ def _backwards(
         **_out_directions([passes.slices[n - before - count] for n in cuts]),
     )
     answer: list[ir.Value | None] = [None] * len(call.wanted)
-    places = [before + n for n in moved] + [total + n for n in outside] + cuts
+    places = [*(before + n for n in moved), *(None for _ in unread)]
+    places += [*(total + n for n in outside), *cuts]
     for place, value in zip(places, results, strict=True):
-        if place - before not in unread:
+        if place is not None:
             answer[place] = value
     return answer
 

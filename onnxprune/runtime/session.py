@@ -299,6 +299,17 @@ class Runner:
 
 
 def _first_that_opens(model: ir.Model, device: Device, *, optimize: bool) -> tuple[Any, bool, bool]:
+    """`_first_form`; without the runtime's optimizations where they are what fails."""
+    try:
+        return _first_form(model, device, optimize=optimize)
+    except ModelError:
+        if optimize:
+            with contextlib.suppress(ModelError):
+                return _first_form(model, device, optimize=False)
+        raise
+
+
+def _first_form(model: ir.Model, device: Device, *, optimize: bool) -> tuple[Any, bool, bool]:
     """A session of the model, or of the first copy that the runtime takes.
 
     Returns:
@@ -332,17 +343,6 @@ def _ends(model: ir.Model) -> tuple[ir.Value, ...]:
 
 
 def _open(model: ir.Model, device: Device, *, optimize: bool) -> Any:
-    """A session; without the runtime's optimizations where they are what fails."""
-    try:
-        return _opened(model, device, optimize=optimize)
-    except ModelError:
-        if optimize:
-            with contextlib.suppress(ModelError):
-                return _opened(model, device, optimize=False)
-        raise
-
-
-def _opened(model: ir.Model, device: Device, *, optimize: bool) -> Any:
     ort = onnxruntime()
     providers = device.providers()
     options = device.options(optimize=optimize)

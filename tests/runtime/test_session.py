@@ -83,7 +83,7 @@ def test_a_refused_model_says_why_in_one_line():
 
 @pytest.mark.ort
 def test_where_an_optimization_fails_a_model_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried, opened = [], runtime._opened
+    tried, opened = [], runtime._open
 
     def failing(model: ir.Model, device: Device, *, optimize: bool) -> object:
         tried.append(optimize)
@@ -91,7 +91,7 @@ def test_where_an_optimization_fails_a_model_runs_without(monkeypatch: pytest.Mo
             raise ModelError("the runtime refuses the model: RemoveNode")
         return opened(model, device, optimize=False)
 
-    monkeypatch.setattr(runtime, "_opened", failing)
+    monkeypatch.setattr(runtime, "_open", failing)
     runner = Runner(affine())
     y = runner.run({"x": ones(4, 3), "w": ones(3, 2)})["y"]
     np.testing.assert_array_equal(y, 3 * ones(4, 2))
@@ -109,7 +109,7 @@ def test_where_optimizations_are_not_at_fault_their_failure_is_what_is_said(
         raise ModelError(f"optimize={optimize}")
 
     assert not Runner(affine()).plain
-    monkeypatch.setattr(runtime, "_opened", failing)
+    monkeypatch.setattr(runtime, "_open", failing)
     with pytest.raises(ModelError, match="optimize=True"):
         Runner(affine())
 
