@@ -43,6 +43,7 @@ from onnxprune_models import builders
 from rows import SHARED, Row, run, table
 from trainings import THREADS, Data, parts, trained
 
+from onnxprune.methods.demp import STRONGEST
 from onnxprune.model import load
 from onnxprune.schedules import WARM
 
@@ -52,7 +53,6 @@ NAME = "demp" if (EPOCHS, IMAGES) == (12, 25_000) else f"demp_{EPOCHS}_epochs_{I
 DATA = SHARED / "data/cifar10.npz"
 RESNET = SHARED / "models/resnet20_bn.onnx"
 METHODS = ("demp", "magnitude", "taylor", "random")
-STRONGEST = 10  # what a run with a target may raise the strength to
 COMMON: Mapping[str, Any] = {
     "seed": 0,
     "optimizer": "adam",

@@ -19,17 +19,16 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxprune_models import builders, path
 from rows import SHARED, Row, run, table
-from trainings import THREADS, spread
+from trainings import THREADS, by_model, column, metric, ratio, spread
 
 import onnxprune
 from onnxprune.model import save
-from onnxprune.reports import Size
 
 SEEDS = (0, 1, 2)
 SHIPPED = ("mlp", "lenet", "resnet", "densenet", "vgg", "keras", "jax")
@@ -57,9 +56,9 @@ def both(model: Path, data: str, seed: int, options: Mapping[str, Any]) -> dict[
     dense, pruned = reports["none"], reports["apoptosis"]
     return {
         "first": order[0],
-        "start_metric": _metric(pruned.before),
-        "dense_metric": _metric(dense.after),
-        "pruned_metric": _metric(pruned.after),
+        "start_metric": metric(pruned.before),
+        "dense_metric": metric(dense.after),
+        "pruned_metric": metric(pruned.after),
         "dense_parameters": pruned.before.parameters,
         "pruned_parameters": pruned.after.parameters,
         "dense_macs": pruned.before.macs,
@@ -74,11 +73,6 @@ def both(model: Path, data: str, seed: int, options: Mapping[str, Any]) -> dict[
         "bounded": pruned.bounded,
         "steps": pruned.steps,
     }
-
-
-def _metric(size: Size) -> float:
-    """Area under the curve where there is one, else the accuracy."""
-    return size.metrics["auc"] if "auc" in size.metrics else size.metrics["accuracy"]
 
 
 def rows() -> Iterator[tuple[str, Row]]:
@@ -114,33 +108,24 @@ def _row(model: Path, data: str | Path, seed: int, options: Mapping[str, Any]) -
 
 def summary(found: list[dict[str, str]]) -> str:
     """One line per model, over its seeds."""
-    by_model: dict[str, list[dict[str, str]]] = {}
-    for row in found:
-        by_model.setdefault(row["row"].split("/")[0], []).append(row)
     header = ["model", "dense, %", "pruned, %", "parameters", "left", "gone", "times fewer"]
     header += ["training time dense / pruned", "latency dense / pruned"]
-    return table(header, [_line(name, seeds) for name, seeds in by_model.items()])
+    return table(header, [_line(name, seeds) for name, seeds in by_model(found).items()])
 
 
-def _line(name: str, seeds: list[dict[str, str]]) -> list[str]:
-    def column(key: str) -> list[float]:
-        return [float(row[key]) for row in seeds]
-
-    def ratios(key: str) -> list[float]:
-        pairs = zip(column(f"dense_{key}"), column(f"pruned_{key}"), strict=True)
-        return [dense / pruned for dense, pruned in pairs]
-
-    before, after = (statistics.mean(column(f"{k}_parameters")) for k in ("dense", "pruned"))
+def _line(name: str, seeds: Sequence[Mapping[str, str]]) -> list[str]:
+    sizes = [column(seeds, f"{variant}_parameters") for variant in ("dense", "pruned")]
+    before, after = map(statistics.mean, sizes)
     return [
         name,
-        spread(column("dense_metric"), 100),
-        spread(column("pruned_metric"), 100),
+        spread(column(seeds, "dense_metric"), 100),
+        spread(column(seeds, "pruned_metric"), 100),
         f"{before:,.0f}",
         f"{after:,.0f}",
         f"-{100 * (1 - after / before):.1f} %",
-        f"{statistics.mean(ratios('parameters')):.1f}",
-        f"{statistics.median(ratios('training_seconds')):.2f}",
-        f"{statistics.median(ratios('latency_ms')):.2f}",
+        f"{statistics.mean(a / b for a, b in zip(*sizes, strict=True)):.1f}",
+        f"{ratio(seeds, 'dense_training_seconds', 'pruned_training_seconds'):.2f}",
+        f"{ratio(seeds, 'dense_latency_ms', 'pruned_latency_ms'):.2f}",
     ]
 
 

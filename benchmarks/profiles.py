@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from onnxprune.runtime.session import Device
 
@@ -35,11 +36,8 @@ def profiled(folder: str) -> Iterator[None]:
         made.profile_file_prefix = f"{folder}/{next(_NUMBERS)}"
         return made
 
-    Device.options = profiling  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(Device, "options", profiling):
         yield
-    finally:
-        Device.options = options  # type: ignore[method-assign]
 
 
 def kernels(file: Path) -> list[Kernel]:

@@ -65,11 +65,11 @@ from onnxprune.methods.lossless import REQUIRES, means
 from onnxprune.methods.options import check_range, check_word
 from onnxprune.schedules import WARM, one_cycle
 
-__all__ = ["demp"]
+__all__ = ["STRONGEST", "demp"]
 
 _MASKS = ("live", "all")
 _PRESSURE = 1.5  # by which the penalty's strength follows a target, at each check
-_STRONGEST = 10.0  # what it may grow to
+STRONGEST = 10.0  # what it may grow to
 _TINY = 1e-30  # less than any living unit's score, more than that of the dead
 _TOLERANCE, _SLACK = 0.05, 0.01  # rise of the loss, relative and as a share of the trivial one
 
@@ -250,4 +250,4 @@ def _pressed(state: State, moment: Moment, limit: Limit, left: int) -> float:
     allowed = state.reference * (1 + _TOLERANCE) + _SLACK * moment.trivial
     if moment.loss > allowed:
         return max(state.pressure / _PRESSURE, min(state.pressure, 1.0))
-    return min(state.pressure * _PRESSURE, _STRONGEST)
+    return min(state.pressure * _PRESSURE, STRONGEST)

@@ -23,7 +23,7 @@ from onnxprune.training.influence import preactivations
 
 pytestmark = pytest.mark.ort
 
-H, I, T, N = 5, 3, 3, 4  # noqa: E741  units, inputs, steps, examples
+H, X, T, N = 5, 3, 3, 4  # units, inputs, steps, examples
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 NAMES = ("v", "w", "r", "b")
 FORMS = {
@@ -45,7 +45,7 @@ def network(form: str) -> ir.Model:
     dirs, rows = 1 + (direction == "bidirectional"), H * GATES[op]
     return model(
         f"""(float[T, N, 3] x, float[T, {dirs}, N, {H}] d) => (float loss)
-        <float[3, {I}] v, float[{dirs}, {rows}, {I}] w, float[{dirs}, {rows}, {H}] r,
+        <float[3, {X}] v, float[{dirs}, {rows}, {X}] w, float[{dirs}, {rows}, {H}] r,
          float[{dirs}, {2 * rows}] b> {{
             u = MatMul(x, v)
             h = {op}<hidden_size = {H}, direction = "{direction}"{more}>(u, w, r, b)

@@ -6,7 +6,7 @@ than the names of the compiled operators; those that run one of them cannot be u
 
 from __future__ import annotations
 
-import torch
+from torch import library
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -41,9 +41,9 @@ _SCHEMAS = (
 )
 
 
-def declare() -> torch.library.Library:
+def declare() -> library.Library:
     """Declare the operators, before torchvision is imported; they go with what is returned."""
-    library = torch.library.Library("torchvision", "DEF")
+    operators = library.Library("torchvision", "DEF")
     for schema in _SCHEMAS:
-        library.define(schema)
-    return library
+        operators.define(schema)
+    return operators
