@@ -250,7 +250,7 @@ def test_widths_are_rounded_where_a_target_is_asked_for() -> None:
 def test_a_model_that_the_runtime_cannot_optimize_is_trained_and_the_report_says_so(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = session._opened
+    opened = session._open
 
     def failing(given: ir.Model, device: Device, *, optimize: bool) -> object:
         if optimize:
@@ -260,5 +260,5 @@ def test_a_model_that_the_runtime_cannot_optimize_is_trained_and_the_report_says
     source = model(DENSE)
     said = "the runtime's optimizations fail on this model: it was run without (ORT_DISABLE_ALL)"
     assert said not in train(source, examples(), epochs=1).report.notes
-    monkeypatch.setattr(session, "_opened", failing)
+    monkeypatch.setattr(session, "_open", failing)
     assert said in train(source, examples(), epochs=1).report.notes
