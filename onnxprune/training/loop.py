@@ -28,6 +28,7 @@ from onnxprune.methods.compose import prolonged
 from onnxprune.reports import Evaluated, Event, Progress
 from onnxprune.training.checkpoint import Checkpoint
 from onnxprune.training.evaluation import evaluate, main_metric
+from onnxprune.training.garbage import uncollected
 from onnxprune.training.guards import check_target
 from onnxprune.training.interrupts import Interruption, deferred
 from onnxprune.training.keeper import Keeper
@@ -310,13 +311,18 @@ class Loop:
 
     def _maybe_prune(self) -> None:
         assert self.round is not None
-        step, tally = self.round.session.step, self.tally
-        if self.pruner is None or not self._removes or self._fell(tally.last):
+        step = self.round.session.step
+        if self.pruner is None or not self._removes or self._fell(self.tally.last):
             return
-        if not self.pruner.due(self.state, step):
-            return
+        if self.pruner.due(self.state, step):
+            with uncollected():
+                self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Let the method decide, carry out what it wants, and go on with a new round."""
+        assert self.pruner is not None
         self._sync()
-        problem = self.problem
+        problem, tally = self.problem, self.tally
         limit = limit_at(problem.config, self.before, step / self.steps, self.timing)
         count = sample_size(
             self.interval, problem.step_size, len(problem.train), static=problem.static_batch
