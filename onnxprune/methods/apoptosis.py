@@ -20,7 +20,8 @@ us; the ones here follow from first principles and are ours:
 * Adaptive: a check compares the smoothed loss with the lowest one of all checks so far. If it has
   not risen by more than `tolerance`, epsilon grows by `growth`; else it shrinks by as much and only
   exact removals follow until the network has recovered. (Comparing with the last check alone would
-  let the loss climb in small steps.)
+  let the loss climb in small steps.) While the loss is that of the best constant prediction,
+  nothing has been learned that a removal could be seen to harm: only exact ones then.
 * A check that finds nothing to remove, though epsilon is as large as it gets, doubles the time to
   the next one.
 * With a target, each check removes at least what the run's schedule asks for, cheapest error per
@@ -92,7 +93,7 @@ def apoptosis(
         largest: what epsilon may grow to, > 0.
         tolerance: relative rise of the smoothed loss that still counts as none, >= 0.
         slack: rise of the loss, as a share of the best constant prediction's, that still counts as
-            none, >= 0.
+            none, and how far from that loss something has been learned, >= 0.
         most: largest share of a group's units that one check removes, in (0, 1].
         until: share of the run after which only exact removals follow, in (0, 1]; where a target
             is missed still (biases that took over constants count, too), those that it asks for.
@@ -117,14 +118,16 @@ def apoptosis(
     def decide(state: State, moment: Moment) -> tuple[State, Plan | None]:
         allowed = state.reference * (1 + tolerance) + slack * moment.trivial
         risen = moment.loss > allowed
-        adapted = _adapt(state, moment, risen=risen, growth=growth, largest=largest)
+        untaught = abs(moment.loss - moment.trivial) < slack * moment.trivial
+        judged = not untaught or risen
+        adapted = _adapt(state, moment, risen, growth, largest) if judged else state
         options = list(replacements(moment, state.low, state.high, correlation=correlation))
         deadline = int(until * moment.steps)
         early = moment.step <= deadline
         remaining = counter(moment)
         reached = moment.limit is not None and remaining({}) <= moment.limit.final
         removed = _exact(options)
-        if early and not reached and not risen:
+        if early and not reached and not risen and not untaught:
             cheap = _within_budget(options, removed, adapted.epsilon, most)
             cheap = _within_bound(options, removed, cheap, tau)
             removed = cheap if _leaves_enough(options, cheap, moment, remaining) else removed
@@ -133,7 +136,7 @@ def apoptosis(
             removed = _to_limit(options, removed, moment, remaining, allowance)
         inexact = any(np.any(gone & ~o.exact) for o, gone in zip(options, removed, strict=True))
         plan = _plan(options, removed)
-        settled = adapted.epsilon == state.epsilon and not (risen and early)
+        settled = adapted.epsilon == state.epsilon and not (early and (risen or untaught))
         wait = 2 * state.wait if plan is None and settled else state.interval
         following = moment.step + wait
         if moment.limit is not None and not reached and moment.step < deadline:
@@ -154,7 +157,7 @@ def _observe(state: State, observations: Observations) -> State:
     return replace(state, low=low, high=high)
 
 
-def _adapt(state: State, moment: Moment, *, risen: bool, growth: float, largest: float) -> State:
+def _adapt(state: State, moment: Moment, risen: bool, growth: float, largest: float) -> State:
     """Grow or shrink epsilon by what removals did to the loss; remember the lowest loss."""
     epsilon = state.epsilon
     if risen and state.removed:

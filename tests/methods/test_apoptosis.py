@@ -381,6 +381,22 @@ def test_a_rise_within_tolerance_or_slack_counts_as_none() -> None:
     assert beyond.epsilon == 0.02
 
 
+def test_while_nothing_has_been_learned_only_exact_removals_follow() -> None:
+    network = with_redundant_units()
+    pruner = apoptosis(epsilon=0.3, growth=2.0, largest=10.0, slack=0.01)
+    first, plan = check(pruner, network, None, loss=1.991, trivial=2.0)
+    assert first.epsilon == 0.3
+    assert gone(plan, "w") in ({0, 3}, {0, 7})
+    taught, plan = check(pruner, network, first, step=20, loss=1.979, trivial=2.0)
+    assert taught.epsilon == 0.6
+    assert len(gone(plan, "w")) > 2
+    collapsed, plan = check(
+        pruner, network, replace(taught, reference=1.0), step=30, loss=2.0, trivial=2.0
+    )
+    assert collapsed.epsilon == 0.3  # this is the fault of removals
+    assert gone(plan, "w") in ({0, 3}, {0, 7})
+
+
 def test_small_steps_upwards_are_measured_from_the_lowest_loss() -> None:
     network = mlp()
     pruner = apoptosis(epsilon=0.01, growth=2.0, tolerance=0.05)
