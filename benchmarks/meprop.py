@@ -10,10 +10,10 @@ measured, for batches of 500 as well:
 
 backward   kernel time of one step by the runtime's own profile, less that of the same graph's
            forward half: all that back propagation does, the choice of gradients included.
-linear     of that, only products of matrices; in the sparse step with all that chooses, gathers and
-           scatters for them.
+linear     of that, what layers with weights need: products of matrices and sums of bias gradients,
+           which stay dense; in the sparse step with all that chooses, gathers and scatters.
 products   of that, only the products: what is left is mostly writing gradients of full size, which
-           the optimizer reads.
+           the optimizer reads, and reading them to choose.
 
 The last layer is dense in both, as published. Dense and sparse steps are profiled in turns on one
 batch. Accuracy comes from whole trainings (Adam, 20 epochs, constant rate; the first 5,000 training
@@ -61,6 +61,7 @@ SIZES, K, DROPOUT = [784, 500, 500, 10], 30, 0.1
 BATCH, LARGE = 50, 500
 TURNS, STEPS = 11, 20
 PRODUCTS = {"Gemm", "MatMul", "FusedMatMul", "FusedGemm", "TransposeMatMul"}
+SUMS = {"ReduceSum"}  # of bias gradients, and of magnitudes to choose by
 CHOICE = {  # what the sparse step does to choose, gather and scatter, and the dense one does not
     *("TopK", "Gather", "ScatterElements", "ScatterND", "ConstantOfShape", "Abs", "Shape"),
     *("Expand", "Slice", "Concat", "Unsqueeze"),
@@ -161,7 +162,7 @@ def profiles(data: Data, seed: int, size: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in made:
         step, forward = times[f"{name}_step"], times[f"{name}_forward"]
-        linear = PRODUCTS | (CHOICE if name == "sparse" else set())
+        linear = PRODUCTS | SUMS | (CHOICE if name == "sparse" else set())
         for part, kinds in {"products": PRODUCTS, "linear": linear}.items():
             found[f"{name}_{part}_ms"] = sum(
                 taken * (1 if half is step else -1)
