@@ -24,7 +24,7 @@ from onnxprune.graph.groups import Analysis
 from onnxprune.instrument.statistics import Collector, attach
 from onnxprune.methods.compose import Influence, TopK
 from onnxprune.model import constant, constants, set_constant
-from onnxprune.runtime.single import OTHERS, narrowed, widened
+from onnxprune.runtime.single import OTHERS, is_single, narrowed, widened
 from onnxprune.runtime.verify import is_random
 from onnxprune.training.config import RunConfig
 from onnxprune.training.evaluation import judged_values
@@ -116,17 +116,22 @@ def opened(
     provider = problem.device.provider
     layers = preactivations(model, analysis)
     choices = layers.choices(influence)
-    plain, *others = [_differentiated(each, names, provider, choices) for each in copies]
+    plain = _differentiated(copy, names, provider, choices)
     notes = layers.whole(influence, plain)
-    plain, _ = with_top_k(plain, layers, influence, counted=False)
     observed = None
-    for graph in others:
+    if observables:
+        graph = plain
+        if _holds(plain, collector):  # then what is derived once more would be the same
+            graph = replace(plain, model=attach(plain.model, sites, observables, ranks)[0])
+        else:
+            graph = _differentiated(copies[-1], names, provider, choices)
         graph, products = with_products(graph, sites, observables, ranks)
         counted = Observable.HITS in observables
         observed, hits = with_top_k(graph, layers, influence, counted=counted)
         collector = collector.joined(products).joined(hits)
+        observed = _lean(observed, collector.names)
+    plain, _ = with_top_k(plain, layers, influence, counted=False)
     plain = _lean(plain, ())
-    observed = None if observed is None else _lean(observed, collector.names)
     update = update_graph(problem.config, plain, snapshot, influence)
     evaluation = evaluation_copy(free, judged_values(problem.objectives))
     session = Session(
@@ -178,6 +183,12 @@ def _differentiated(
         provider=provider,
         top_k=top_k,
     )
+
+
+def _holds(graph: GradientGraph, collector: Collector) -> bool:
+    """Whether the graph computes all values that are observed, and in single precision."""
+    values = ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False)
+    return is_single(graph.model) and all(axis.value in values for axis in collector.outputs)
 
 
 def _lean(graph: GradientGraph, statistics: Iterable[str]) -> GradientGraph:
