@@ -311,10 +311,11 @@ class Loop:
 
     def _maybe_prune(self) -> None:
         assert self.round is not None
-        step = self.round.session.step
-        if self.pruner is None or not self._removes or self._fell(self.tally.last):
+        step, tally = self.round.session.step, self.tally
+        if self.pruner is None or not self._removes:
             return
-        if self.pruner.due(self.state, step):
+        fell = tally.fell(tally.last, self.problem.config.max_drop)
+        if not fell and self.pruner.due(self.state, step):
             with uncollected():
                 self._prune(step)
 
@@ -416,6 +417,3 @@ class Loop:
             f"step {good.stage.snapshot.step} was taken up again, and nothing more was removed"
         )
         self.round = self._open()
-
-    def _fell(self, mark: Mark | None) -> bool:
-        return self.tally.fell(mark, self.problem.config.max_drop)
