@@ -168,7 +168,15 @@ def _gradients(names: Iterable[str], built: ir.Graph) -> dict[str, str]:
 
 
 def _order(graph: ir.Graph, names: Sequence[str]) -> None:
-    """Make `names` the outputs of `graph`, in this order."""
+    """Make `names` the outputs of `graph`, in this order; the engine may have folded some."""
+    for name in names:
+        folded = graph.initializers.pop(name, None)
+        if folded is not None:
+            node = ir.node("Identity", [folded], name=f"{name}/folded")
+            folded.name, node.outputs[0].name = f"{name}/constant", name
+            node.outputs[0].type, node.outputs[0].shape = folded.type, folded.shape
+            graph.register_initializer(folded)
+            graph.append(node)
     values = {value.name: value for node in graph for value in node.outputs}
     graph.outputs.clear()
     graph.outputs.extend(values[name] for name in names)

@@ -122,7 +122,8 @@ def opened(
     if observables:
         graph = plain
         if _holds(plain, collector):  # then what is derived once more would be the same
-            graph = replace(plain, model=attach(plain.model, sites, observables, ranks)[0])
+            with_statistics, _ = attach(plain.model, collector.outputs, observables, ranks)
+            graph = replace(plain, model=with_statistics)
         else:
             graph = _differentiated(copies[-1], names, provider, choices)
         graph, products = with_products(graph, sites, observables, ranks)
@@ -187,8 +188,10 @@ def _differentiated(
 
 def _holds(graph: GradientGraph, collector: Collector) -> bool:
     """Whether the graph computes all values that are observed, and in single precision."""
-    values = ir.convenience.create_value_mapping(graph.model.graph, include_subgraphs=False)
-    return is_single(graph.model) and all(axis.value in values for axis in collector.outputs)
+    main = graph.model.graph
+    made = {value.name for node in main for value in node.outputs}
+    made.update(value.name for value in main.inputs)
+    return is_single(graph.model) and all(axis.value in made for axis in collector.outputs)
 
 
 def _lean(graph: GradientGraph, statistics: Iterable[str]) -> GradientGraph:

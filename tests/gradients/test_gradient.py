@@ -123,6 +123,21 @@ def test_outputs_are_the_loss_the_forward_outputs_and_gradients_in_order(model_f
     assert names == expected + [graph.gradients[name] for name in graph.parameters]
 
 
+def test_outputs_that_the_engine_folds_into_constants_stay_outputs(model_from, training):
+    scaled = """k = Constant<value = float[4] {1, 2, 3, 4}>()
+      s = Mul(k, k)
+      d = Mul(c, s)
+      y = Add(d, p_b2)"""
+    found = training(model_from(MLP.replace("y = Add(c, p_b2)", scaled)))
+    copy, parameters = found.copy.model, found.snapshot.parameters
+    value = next(v for node in copy.graph for v in node.outputs if v.name == "s")
+    copy.graph.outputs.append(value)
+    built = engine.differentiate(copy, loss=LOSS, parameters=tuple(parameters)).model
+    values = Runner(built).run({**parameters, **batch(5, 6)})
+    np.testing.assert_array_equal(values["s"], [1, 4, 9, 16])
+    assert values.keys() >= {LOSS, "y", "p_w1_grad"}
+
+
 def test_intermediate_values_have_gradients(model_from, training):
     graph = training(model_from(MLP)).graph
     made = {value.name for node in graph.model.graph for value in node.outputs}

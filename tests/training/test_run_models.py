@@ -55,6 +55,26 @@ def test_weights_in_constant_nodes_stay_there(train: Train) -> None:
     assert not {"w", "v"} & set(result.file.graph.initializers)
 
 
+def test_dequantized_weights_shrink_and_stay_quantized(train: Train) -> None:
+    """They are constant, so the engine folds them, and the statistics of them."""
+    source = model(DENSE, opset=17)
+    value = source.graph.initializers.pop("v")
+    codes = np.round(100 * array(model(DENSE), "v")).astype(np.int8)
+    held = ir.Value(name="codes", const_value=ir.tensor(codes, name="codes"))
+    scale = ir.Value(name="scale", const_value=ir.tensor(np.float32(0.01), name="scale"))
+    node = ir.node("DequantizeLinear", [held, scale])
+    value.name, node.outputs[0].name = "", "v"
+    ir.convenience.replace_all_uses_with(value, node.outputs[0])
+    for each in (held, scale):
+        source.graph.register_initializer(each)
+    source.graph.insert_before(next(iter(source.graph)), node)
+    result = train(source, examples(), method="mean-activation", **SHRINK)
+    halved(result)
+    units = array(result.file, "w").shape[1]
+    assert array(result.file, "codes").shape == (units, 3)
+    assert array(result.file, "codes").dtype == np.int8
+
+
 def test_external_data_is_read_and_written_beside(train: Train, tmp_path: Path) -> None:
     x, y = digits()
     file = tmp_path / "large.onnx"
