@@ -159,7 +159,7 @@ def rows() -> Iterator[tuple[str, Row]]:
                     f"{name}/{method}/{size}",
                     lambda s=setting, m=method, n=size: row(s, data, m, n),
                 )
-        if name == "vgg":  # in the other two next to nothing dies
+        if name == "vgg":  # cut for the other two
             yield f"{name}/demp/free", lambda s=setting: row(s, data, "demp")
 
 

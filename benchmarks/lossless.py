@@ -40,7 +40,7 @@ from onnxprune.base import Array
 from onnxprune.data import EMBEDDED, read
 from onnxprune.gradients.lowering import evaluation_copy
 from onnxprune.graph import cost
-from onnxprune.model import save
+from onnxprune.model import constant, constants, save, set_constant
 from onnxprune.runtime.latency import latencies
 from onnxprune.runtime.session import Runner
 
@@ -70,11 +70,13 @@ def network(start: str, seed: int) -> ir.Model:
     model = builders.mlp(SIZES, seed=seed)
     if start == "uniform":
         rng, inputs = np.random.default_rng(seed), 0
-        for name, value in model.graph.initializers.items():
-            shape = tuple(ir.Shape(value.shape or ()).numpy())
+        for value in constants(model).values():
+            given = constant(value)
+            assert given is not None
+            shape = given.shape
             inputs = shape[1] if len(shape) == 2 else inputs  # a bias comes behind its weights
             drawn = rng.uniform(-1, 1, shape) / np.sqrt(inputs)
-            value.const_value = ir.tensor(drawn.astype(np.float32), name=name)
+            set_constant(value, drawn.astype(given.dtype))
     return model
 
 
