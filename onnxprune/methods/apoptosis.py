@@ -93,7 +93,7 @@ def apoptosis(
         largest: what epsilon may grow to, > 0.
         tolerance: relative rise of the smoothed loss that still counts as none, >= 0.
         slack: rise of the loss, as a share of the best constant prediction's, that still counts as
-            none, and how far from that loss something has been learned, >= 0.
+            none, and distance from that loss within which nothing counts as learned, >= 0.
         most: largest share of a group's units that one check removes, in (0, 1].
         until: share of the run after which only exact removals follow, in (0, 1]; where a target
             is missed still (biases that took over constants count, too), those that it asks for.
@@ -119,15 +119,16 @@ def apoptosis(
         allowed = state.reference * (1 + tolerance) + slack * moment.trivial
         risen = moment.loss > allowed
         untaught = abs(moment.loss - moment.trivial) < slack * moment.trivial
-        judged = not untaught or risen
-        adapted = _adapt(state, moment, risen, growth, largest) if judged else state
+        waits = risen or untaught
+        unjudged = untaught and not risen
+        adapted = state if unjudged else _adapt(state, moment, risen, growth, largest)
         options = list(replacements(moment, state.low, state.high, correlation=correlation))
         deadline = int(until * moment.steps)
         early = moment.step <= deadline
         remaining = counter(moment)
         reached = moment.limit is not None and remaining({}) <= moment.limit.final
         removed = _exact(options)
-        if early and not reached and not risen and not untaught:
+        if early and not reached and not waits:
             cheap = _within_budget(options, removed, adapted.epsilon, most)
             cheap = _within_bound(options, removed, cheap, tau)
             removed = cheap if _leaves_enough(options, cheap, moment, remaining) else removed
@@ -136,7 +137,7 @@ def apoptosis(
             removed = _to_limit(options, removed, moment, remaining, allowance)
         inexact = any(np.any(gone & ~o.exact) for o, gone in zip(options, removed, strict=True))
         plan = _plan(options, removed)
-        settled = adapted.epsilon == state.epsilon and not (early and (risen or untaught))
+        settled = adapted.epsilon == state.epsilon and not (early and waits)
         wait = 2 * state.wait if plan is None and settled else state.interval
         following = moment.step + wait
         if moment.limit is not None and not reached and moment.step < deadline:

@@ -11,7 +11,7 @@ __all__ = ["uncollected"]
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Nothing is collected inside, unless the caller has done without the collector anyway.
+    """Nothing is collected inside; a collector that was off stays off behind it.
 
     A removal makes tens of thousands of small objects and soon drops them. That starts the
     collector again and again, and what it walks is all of the process.
